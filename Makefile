@@ -1,0 +1,78 @@
+# `make` lists the targets. `make run` and `make test` need nothing but Python 3.11, git and a C
+# compiler: they create .venv on first use, and again only when pyproject.toml or constraints.txt
+# has changed.
+
+PYTHON ?=
+PYTEST ?=
+WORKERS ?= logical
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input -qq
+
+# One BLAS thread a worker (the workers fill the cores), and no network.
+TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1 \
+	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
+	HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 MPLBACKEND=Agg
+
+.PHONY: help run test lint types bench results clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+run: .venv/.core  ## compare the ways of choosing rows of Fashion-MNIST (report in out/)
+	@mkdir -p out
+	$(BIN)/scoredraw compare rows fashion-mnist --target label --report out/fashion-mnist.html
+
+test: .venv/.dev  ## all tests and docstring examples (PYTEST='-k lewis' for some, WORKERS=4)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST)
+
+lint: .venv/.dev  ## ruff
+	$(BIN)/ruff check src tests benchmarks
+
+types: .venv/.dev  ## mypy --strict
+	$(BIN)/mypy
+
+bench: .venv/.dev  ## speed and quality against the peers, in one process
+	$(BIN)/python -m benchmarks
+
+results: .venv/.dev  ## rerun the papers' experiments at full scale and keep what they measured
+	$(BIN)/scoredraw run 1 2 16 --scale full --out src/scoredraw/results
+
+clean:  ## remove caches, builds and reports
+	rm -rf out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf .venv
+
+# ---- set-up ---------------------------------------------------------------------------------
+# A stamp is touched last, so an interrupted set-up leaves none and the next call resumes: a broken
+# environment is made anew, and a package whose copying was cut off (no RECORD yet) is forgotten,
+# so that pip installs it again.
+
+define environment
+@rm -f $@
+@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+	&& $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { for python in $(PYTHON) python3.11 python3 python3.12 python3.13 python3.14; do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+		echo "scoredraw: creating .venv with $$($$python --version)"; \
+		exec $$python -m venv --clear .venv; \
+	done; \
+	echo "scoredraw: needs Python 3.11 or later (make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+@find .venv/lib/*/site-packages -maxdepth 1 -name '*.dist-info' \
+	! -exec test -e '{}/RECORD' \; -exec rm -rf '{}' +
+endef
+
+.venv/.core: pyproject.toml constraints.txt
+	$(environment)
+	@echo "scoredraw: installing the core packages into .venv (about a minute)"
+	@$(PIP) --editable . --constraint constraints.txt
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	$(environment)
+	@echo "scoredraw: installing all extras and the test tools into .venv (some minutes, 3 GB)"
+	@$(PIP) --editable '.[dev]' --constraint constraints.txt
+	@touch .venv/.core $@

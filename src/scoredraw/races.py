@@ -1,0 +1,125 @@
+"""Races: every row has a random key, and the smallest keys win.
+
+With u the row's uniform, keys u / s give priority sampling and -log(1 - u) / s (exponential
+clocks with rates s) give successive sampling without replacement. The k winners and the next key,
+the threshold that the weights need, are found without computing the other rows' keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from scoredraw.errors import require
+from scoredraw.inclusion import Float, Int
+from scoredraw.uniforms import RowUniforms
+
+_CHUNK = 1 << 16  # rows whose temporaries stay in the cache
+
+
+def row_ids(ids: Any, n: int) -> Any:
+    """Ids as uint64 (n,), or None for positions; InputError unless one a row, all different."""
+    if ids is None:
+        return None
+    ids = np.asarray(ids, np.uint64)
+    require(ids.shape == (n,), "ids", f"{len(ids)} ids", f"{n}, one a row")
+    require(len(np.unique(ids)) == n, "ids", "duplicate ids", "a different one for each row")
+    return ids
+
+
+def uniform_chunks(
+    uniforms: RowUniforms, n: int, ids: Any, stream: str
+) -> Iterator[tuple[int, Float]]:
+    """The pool's uniforms, a piece that fits the cache at a time: (first row, uniforms)."""
+    for start in range(0, n, _CHUNK):
+        stop = min(start + _CHUNK, n)
+        if ids is None:
+            yield start, uniforms.block(start, stop, stream=stream)
+        else:
+            yield start, uniforms.at(ids[start:stop], stream=stream)
+
+
+def some_uniforms(
+    uniforms: RowUniforms, rows: Int, n: int, ids: Any, stream: str, round_: int
+) -> Float:
+    """The uniforms of a few of the pool's rows."""
+    if ids is None and 32 * len(rows) > n:  # a whole run costs a thirtieth of a single look-up
+        return uniforms.block(0, n, stream=stream, round=round_)[rows]
+    who = rows.astype(np.uint64) if ids is None else ids[rows]
+    return uniforms.at(who, stream=stream, round=round_)
+
+
+def smallest_keys(
+    s: Float, k: int, uniforms: RowUniforms, ids: Any, stream: str, *, exponential: bool
+) -> tuple[Int, float]:
+    """The rows of the k smallest keys u/s (or -log(1-u)/s), sorted by row, and the next key.
+
+    Since -log(1-u) >= u, a row whose u exceeds s * level has a key above level: one comparison
+    spares nearly all rows the rest. The level only filters; any level gives the same rows.
+    """
+    positive = int(np.count_nonzero(s))
+    if k >= positive:
+        return np.flatnonzero(s), np.inf
+    ids = row_ids(ids, len(s))
+    level = _key_level(s, k + 1, exponential)
+    while True:
+        rows, keys = _candidates(s, level, uniforms, ids, stream, exponential)
+        if len(keys) > k:
+            break
+        level *= 2.0
+    order = np.argpartition(keys, k)[: k + 1]
+    edge = float(keys[order].max())
+    below = keys < edge
+    if np.count_nonzero(below) == k:
+        return rows[below], edge
+    order = np.argsort(keys, kind="stable")[:k]  # equal keys at the edge: the earlier row
+    return np.sort(rows[order]), edge
+
+
+def _candidates(
+    s: Float, level: float, uniforms: RowUniforms, ids: Any, stream: str, exponential: bool
+) -> tuple[Int, Float]:
+    rows, keys = [], []
+    for start, u in uniform_chunks(uniforms, len(s), ids, stream):
+        t = s[start : start + _CHUNK]
+        near = np.flatnonzero((u <= t * level) & (t > 0))
+        key = -np.log1p(-u[near]) if exponential else u[near]
+        key /= t[near]
+        close = key <= level
+        rows.append(near[close] + start)
+        keys.append(key[close])
+    return np.concatenate(rows), np.concatenate(keys)
+
+
+def _key_level(s: Float, want: int, exponential: bool) -> float:
+    """A level that about `want` keys (and six deviations more) stay below, from a subsample."""
+    step = max(1, len(s) // _CHUNK)
+    sample = s[::step][s[::step] > 0]
+    if not len(sample):
+        return want / float(s.sum())
+    target = min((want + 6.0 * np.sqrt(want) + 10.0) / step, 0.999 * len(sample))
+    low, high = 0.0, target / float(sample.sum())
+
+    def reached(level: float) -> float:
+        x = sample * level
+        return float((-np.expm1(-x) if exponential else np.minimum(x, 1.0)).sum())
+
+    while reached(high) < target:
+        low, high = high, 2.0 * high
+    for _ in range(12):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if reached(middle) < target else (low, middle)
+    return high
+
+
+def gumbel_top(log_s: Float, k: int, u: Float) -> tuple[Int, Float]:
+    """The k smallest exponential keys of rates exp(log_s), and their inclusion probabilities."""
+    with np.errstate(divide="ignore"):
+        keys = np.log(-np.log1p(-u)) - log_s
+    if k == len(keys):
+        return np.arange(k), np.ones(k)
+    order = np.argsort(keys, kind="stable")
+    kept = np.sort(order[:k])
+    return kept, -np.expm1(-np.exp(log_s[kept] + keys[order[k]]))
