@@ -90,10 +90,10 @@ def draw(figure: Figure, width: int) -> Any:
 
     if figure.kind == "line" and len(figure.series) > OVERLAID:
         return draw_panels(figure, width)
-    rows = sum(len(series.x) for series in figure.series)
     tall = 400 if width >= WIDE else 320
     if figure.kind == "interval":
-        tall = 90 + 30 * rows + (0 if len(figure.series) < 2 else 12 * rows)
+        names = {name for series in figure.series for name in series.x}
+        tall = 90 + len(names) * (14 + 14 * len(figure.series))
     canvas = Canvas(figsize=(width / 72, tall / 72), dpi=72, layout="constrained")
     canvas.patch.set_alpha(0)
     axes = canvas.subplots()

@@ -74,6 +74,8 @@ def significant_decimals(half_width: float, value: float = 0.0) -> str:
     if not half_width > 0:
         return ".4g"
     decimals = 1 - math.floor(math.log10(half_width))
+    if abs(value) < 1:  # a wide interval must not hide a small value
+        decimals = max(decimals, 2)
     if decimals > 6 or abs(value) >= 1e9:
         return ".4g"
     return f".{max(decimals, 0)}f"

@@ -87,6 +87,7 @@ class Method:
 
     paper: its number; 0 for a baseline. function: computes the scores ("" where only `draw` is
     needed). scheme: the draw its scores get by default. draw: makes the whole draw itself, or "".
+    easy: the end of the scores ("low" or "high") at which the least informative examples lie.
     """
 
     kind: str
@@ -97,6 +98,7 @@ class Method:
     extra: str
     summary: str
     draw: str = ""
+    easy: str = "low"
 
 
 @cache

@@ -280,31 +280,37 @@ def residual(
 
 def top_k(
     scores: Any,
-    size: int,
+    size: float,
     *,
     largest: bool = True,
     rng: Rng = None,
     by: Any = None,
     ids: Any = None,
+    costs: Any = None,
 ) -> Draw:
     """The `size` rows with the largest (or smallest) scores; ties at the edge are drawn by lot.
 
-    Takes raw scores, any finite numbers. Weights one; not unbiased: no probabilities are known.
+    Takes raw scores, any finite numbers. With costs (n,), > 0, `size` is a budget: rows are taken
+    from the best down, up to the first that no longer fits. Weights one; not unbiased: no
+    probabilities are known. Raises InputError.
 
     >>> top_k([3.0, 1.0, 2.0], 2).indices.tolist()
     [0, 2]
     """
     s = as_scores(scores)
-    k = _count(size, len(s))
-    if by is not None:
-        return _by_strata(top_k, s, k, by, ids, rng, largest=largest)
     v = -s if largest else s
-    edge = np.partition(v, k - 1)[k - 1]
-    better, tied = np.flatnonzero(v < edge), np.flatnonzero(v == edge)
-    u = some_uniforms(RowUniforms(rng), tied, len(s), row_ids(ids, len(s)), "ties", 0)
-    lot = np.argsort(u, kind="stable")
-    kept = np.sort(np.concatenate([better, tied[lot[: k - len(better)]]]))
-    return Draw(kept, np.ones(k), len(s), scores=s[kept], method="top_k", info={"design": None})
+    if costs is not None:
+        kept = _affordable(v, size, costs, rng, ids)
+    else:
+        k = _count(size, len(s))
+        if by is not None:
+            return _by_strata(top_k, s, k, by, ids, rng, largest=largest)
+        edge = np.partition(v, k - 1)[k - 1]
+        better, tied = np.flatnonzero(v < edge), np.flatnonzero(v == edge)
+        lot = _lot(tied, len(s), rng, ids)
+        kept = np.sort(np.concatenate([better, tied[lot[: k - len(better)]]]))
+    ones = np.ones(len(kept))
+    return Draw(kept, ones, len(s), scores=s[kept], method="top_k", info={"design": None})
 
 
 def threshold(scores: Any, cutoff: float, *, largest: bool = True) -> Draw:
@@ -337,6 +343,23 @@ def _count(size: Any, n: int | None) -> int:
     require(whole and size > 0, "size", size, "a positive whole number")
     require(n is None or size <= n, "size", size, f"at most the pool's {n}")
     return int(size)
+
+
+def _lot(rows: Int, n: int, rng: Rng, ids: Any) -> Int:
+    """An order of these rows by their own uniforms."""
+    u = some_uniforms(RowUniforms(rng), rows, n, row_ids(ids, n), "ties", 0)
+    return np.argsort(u, kind="stable")
+
+
+def _affordable(v: Float, budget: float, costs: Any, rng: Rng, ids: Any) -> Int:
+    price = as_scores(costs, "costs")
+    require(price.shape == v.shape, "costs", f"{len(price)} values", f"{len(v)}, one a row")
+    require(bool(price.min() > 0), "costs", f"{price.min()} at row {price.argmin()}", "above 0")
+    lot = _lot(np.arange(len(v)), len(v), rng, ids)
+    order = lot[np.argsort(v[lot], kind="stable")]
+    fitting = int(np.searchsorted(np.cumsum(price[order]), budget, side="right"))
+    require(fitting > 0, "budget", f"{budget:g}", f"at least {price[order[0]]:g}, the best row's cost")
+    return np.sort(order[:fitting])
 
 
 def _own_round(ids: Any) -> int:

@@ -9,7 +9,7 @@ or TF-IDF, and what is wider than `COMPONENTS` is reduced by principal component
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,16 @@ class Examples:
         side = round(self.numeric.shape[1] ** 0.5)
         square = side >= 8 and side * side == self.numeric.shape[1]
         return side if square and self.numeric.dtype == np.uint8 else None
+
+    def take(self, rows: Int) -> Examples:
+        """The examples at these positions."""
+        return replace(
+            self,
+            y=self.y[rows],
+            numeric=self.numeric[rows],
+            categories={k: (codes[rows], levels) for k, (codes, levels) in self.categories.items()},
+            texts=None if self.texts is None else tuple(self.texts[i] for i in rows),
+        )
 
     def fingerprint(self) -> str:
         """A hash of all that a comparison depends on."""
@@ -140,9 +150,11 @@ def from_table(data: Any, target: str | None, text: str | None, task: str | None
             read_column(table.column(name), name, numbers, categories)
     require(bool(numbers or categories or texts), "data", f"only {target!r}", "feature columns too")
     numeric = np.column_stack([*numbers.values()]) if numbers else np.zeros((len(y), 0))
-    check_finite(numeric, tuple(numbers))
+    widths = [1 if part.ndim == 1 else part.shape[1] for part in numbers.values()]
+    names = tuple(np.repeat(np.array([*numbers], dtype=object), widths))
+    check_finite(numeric, names)
     name = Path(data).name if isinstance(data, str | Path) else "table"
-    return Examples(name, task, rule, y, classes, numeric, categories, texts, tuple(numbers))
+    return Examples(name, task, rule, y, classes, numeric, categories, texts, names)
 
 
 def column_values(table: Any, name: str) -> NDArray[Any]:
@@ -208,6 +220,10 @@ def read_column(
         kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         numbers[name] = np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+        return
+    if pa.types.is_fixed_size_list(kind) and column.null_count == 0:  # vectors
+        flat = column.combine_chunks().flatten().cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numbers[name] = np.asarray(flat, dtype=np.float64).reshape(len(column), kind.list_size)
         return
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     require(text or pa.types.is_dictionary(kind), "data", f"column {name!r} of type {kind}",

@@ -68,12 +68,14 @@ def fit_and_judge(
     """
     x, y, weights = train
     test_x, test_y = test
+    if task == "regression" and len(y) == 0:  # a scheme of random size may keep nothing
+        return regression_quality(np.zeros(len(test_y)), test_y)
     if task == "regression":
         return regression_quality(fitted(model, task, x, y, weights, seed).predict(test_x), test_y)
     seen = np.unique(y)
     probability = np.zeros((len(test_y), classes))
-    if len(seen) == 1:
-        probability[:, seen[0]] = 1.0
+    if len(seen) < 2:
+        probability[:, seen] = 1.0
     else:
         learner = fitted(model, task, x, y, weights, seed)
         if not hasattr(learner, "predict_proba"):

@@ -1,0 +1,66 @@
+"""The command line: `scoredraw VERB KIND INPUT --method NAME`; a file a verb, no maths.
+
+A person's mistakes (`InputError`, a missing extra, a wrong option) end with one line on standard
+error and exit code 2; Ctrl-C ends with 130. What was being written is then gone, what was
+finished is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from scoredraw.cli import draw, papers, run, score
+from scoredraw.errors import InputError, MissingExtraError
+
+app = typer.Typer(
+    name="scoredraw",
+    help="Score, then draw: choose the rows, examples and answers worth keeping.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: scoredraw draw rows table.parquet --method leverage --size 1% -o kept.parquet",
+)
+for verb, group, text in (
+    ("score", score.app, "Give every row a score and write them."),
+    ("draw", draw.app, "Choose rows by a method's scores and write them, weighted."),
+):
+    app.add_typer(group, name=verb, help=text, no_args_is_help=True)
+app.command("papers")(papers.papers)
+app.command("run")(run.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"scoredraw {version('scoredraw')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Score, then draw: choose the rows, examples and answers worth keeping."""
+
+
+def main() -> None:
+    """The `scoredraw` command."""
+    try:
+        app()
+    except (InputError, MissingExtraError) as error:
+        print(f"scoredraw: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("scoredraw: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

@@ -14,7 +14,6 @@ linear programme; rows whose vertex is degenerate go to HiGHS, one dual programm
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +25,18 @@ import numpy.typing as npt
 
 from scoredraw.coresets.leverage import leverage_scores, materialise, whitening
 from scoredraw.errors import require
-from scoredraw.execution import as_blocks
+from scoredraw.execution import Engine, as_blocks
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 GAP = 1e-10  # a row is finished when its duality gap, relative, is below
 WARN_GAP = 1e-6  # and reported when its gap is still above after MAX_STEPS
+LP_GAP = 1e-8  # p = 1: rows with a larger gap after LP_STEPS go to the linear programme
 MAX_STEPS = 100
+LP_STEPS = 45
+SETTLE = 1e-2
+SHRINK = 0.1
 BATCH_CELLS = 1 << 20  # rows solved at once times rows of the objective
 PRODUCT_CELLS = 1 << 25  # outer products u_j u_jᵀ kept in memory; beyond, they are made again
 
@@ -54,7 +57,8 @@ def lp_sensitivities(
     -> float64 (n,) or (len(rows),), in [0, 1]; a zero row has 0, p = 2 gives leverage scores.
 
     Equal rows are merged and solved once. Each value is certified by a dual point to 1e-10
-    relative; where that fails, a ConvergenceWarning states the largest gap if it exceeds 1e-6.
+    relative where round-off lets it (1e-8 for p = 1); a ConvergenceWarning states the largest gap
+    if one exceeds 1e-6.
     Raises InputError for p < 1, NaN or infinite entries, or positions outside the matrix. Warns
     (RankWarning) if A is rank deficient.
 
@@ -182,11 +186,8 @@ def _threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
     """A thread pool whose threads run BLAS on one core each."""
     from threadpoolctl import threadpool_limits
 
-    require(workers is None or workers >= 1, "workers", workers, "at least 1")
-    with (
-        threadpool_limits(1, user_api="blas"),
-        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-    ):
+    threads = Engine(workers=workers).threads
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield pool
 
 
@@ -218,7 +219,7 @@ def _solve(basis: Float, targets: Float, p: float, workers: int | None, solver: 
                 sigma[part], gap[part] = done
     if p in (1, np.inf):
         programme = _dual_absolute if p == 1 else _dual_largest
-        left = np.flatnonzero(~(gap <= WARN_GAP if solver == "newton" else gap <= GAP))
+        left = np.flatnonzero(gap > LP_GAP if solver != "newton" else gap < 0)
         with _threads(workers) as pool:
             sigma[left] = list(pool.map(lambda i: programme(basis, targets[i]), left))
         gap[left] = 0.0
@@ -300,13 +301,22 @@ def _duality_gap(
     dual = dual - (image - c[:, None] * targets) @ basis.T
     value = p * _log_norm(residual, p)
     with np.errstate(divide="ignore", invalid="ignore"):
-        bound = p * (np.log(np.maximum(c, 0)) - _log_norm(dual, p / (p - 1)))
+        bound = p * (np.log(np.maximum(c, 0)) - _log_norm(dual, p / (p - 1) if p > 1 else np.inf))
     gap = np.abs(np.expm1(np.minimum(value - bound, 700.0)))
     return value, np.where(np.isnan(gap), np.inf, gap)
 
 
+def power(x: Float, exponent: float) -> Float:
+    """x ** exponent for x > 0, without NumPy's pow where a cheaper function does."""
+    cheap = {-1.0: np.reciprocal, 0.0: np.ones_like, 0.5: np.sqrt, 1.0: np.copy, 2.0: np.square}
+    function = cheap.get(exponent)
+    return np.asarray(x**exponent if function is None else function(x))
+
+
 def _log_norm(vectors: Float, p: float) -> Float:
     top = np.abs(vectors).max(1)
+    if p == np.inf:
+        return np.asarray(np.log(top))
     ratio = np.abs(vectors) / np.where(top > 0, top, 1.0)[:, None]
     log_norm: Float = np.log(top) + np.log((ratio**p).sum(1)) / p
     return log_norm
@@ -386,13 +396,13 @@ def _newton_smoothed(
     y = t / (t * t).sum(1)[:, None]
     residual = y @ basis.T
     width = 0.3 * np.abs(residual).mean(1)[:, None]
-    smallest = (1e-7 if p == 1 else 1e-11) * width
+    smallest = (1e-8 if p == 1 else 1e-11) * width
     theta = np.sqrt(residual**2 + width**2)
-    dual = residual * theta ** (p - 2)
+    dual = residual * power(theta, p - 2)
     work = _Unfinished(len(t))
-    for _ in range(MAX_STEPS):
-        weight = theta ** (p - 2)
-        bend = np.minimum(dual * residual * theta**-p, 1.0)
+    for _ in range(MAX_STEPS if p > 1 else LP_STEPS):
+        weight = power(theta, p - 2)
+        bend = np.minimum(dual * residual * power(theta, -p), 1.0)
         curvature = np.maximum(weight * (1 - (2 - p) * bend), 1e-12 * weight)
         gradient = (weight * residual) @ basis
         hessian = _regularised(grams(curvature), t)
@@ -404,25 +414,26 @@ def _newton_smoothed(
         decrement = -(gradient * step).sum(1)
 
         def merit(r: Float, e: Float = width) -> Float:
-            return np.asarray(((r * r + e * e) ** (p / 2)).sum(1))
+            return np.asarray(power(r * r + e * e, p / 2).sum(1))
 
         length = _backtrack(merit, residual, change, -p * decrement)[:, None]
         y = y + length * step
         residual = y @ basis.T
         free_dual = dual + length * (curvature * change + weight * (residual - length * change) - dual)
-        if p > 1:
-            go_on = work.record(*_duality_gap(basis, t, residual, free_dual, p))
-        else:
-            go_on = work.record(*_vertex(basis, t, residual))
-        settled = decrement[:, None] * p < 1e-2 * merit(residual)[:, None]
-        width = np.where(settled, np.maximum(0.1 * width, smallest), width)
+        value, gap = _duality_gap(basis, t, residual, free_dual, p)
+        if p == 1:
+            at_vertex, vertex_gap = _vertex(basis, t, residual)
+            value, gap = np.where(vertex_gap < gap, (at_vertex, vertex_gap), (value, gap))
+        go_on = work.record(value, gap)
+        settled = decrement[:, None] * p < SETTLE * merit(residual)[:, None]
+        width = np.where(settled, np.maximum(SHRINK * width, smallest), width)
         y, t, residual, width, smallest, free_dual = (
             v[go_on] for v in (y, t, residual, width, smallest, free_dual)
         )
         if not len(t):
             break
         theta = np.sqrt(residual**2 + width**2)
-        limit = theta ** (p - 1)
+        limit = power(theta, p - 1)
         dual = np.clip(free_dual, -limit, limit)
     return work.result()
 

@@ -149,12 +149,12 @@ def retrain(
         arms["stratified by intent"].append(stratified(data.train_y, fraction, rng=own).indices)
         for name in SCORES:
             for side in ("easy", "hard"):
-                kept = prune(of[name], fraction, side=side, rng=own)  # type: ignore[arg-type]
+                kept = prune(of[name], fraction, side=side, rng=own)
                 arms.setdefault(f"{name} {side}", []).append(kept.indices)
         kept = prune(of["VoG by data set"], fraction, rng=own)
         arms.setdefault("VoG easy, by data set", []).append(kept.indices)
         for mode in ("linear", "softmax"):
-            kept = prune(of["VoG"], fraction, mode=mode, rng=own)  # type: ignore[arg-type]
+            kept = prune(of["VoG"], fraction, mode=mode, rng=own)
             arms.setdefault(f"VoG, {mode} draw", []).append(kept.indices)
     accuracy = train(data, [rows for kept in arms.values() for rows in kept], rng, seeds)
     return dict(zip(arms, accuracy.reshape(len(arms), seeds), strict=True))

@@ -14,7 +14,7 @@ ICLR 2024, arXiv 2305.18424.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ from scoredraw.papers.training import (
     train_ensemble,
 )
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
-from scoredraw.sampling import top_k
 
 Int = NDArray[np.int64]
 Float = NDArray[np.float64]
@@ -66,7 +65,7 @@ PLANS = {
     "smoke": Plan(seeds=3, rounds=4, ratios=(0.05, 0.1), long=False),
     "quick": Plan(seeds=20),
     "full": Plan(seeds=40, selections=True),
-    "study": Plan(seeds=400, selections=True),
+    "study": Plan(seeds=100, selections=True),
 }
 
 
@@ -95,26 +94,25 @@ def run(scale: str, rng: int) -> Report:
     clean = trial.uniform()
     report = Report(paper=16, scale=scale, seed=rng)
     report.claims.extend(base_claims(plan, clean))
-    report.tables.append(accuracy_table("Test accuracy, clean labels", plan.ratios, clean))
     report.figures.extend([ratio_figure(plan, clean), coverage_figure(trial)])
-    if plan.long:
-        report.notes.append(long_note(plan, clean))
     if plan.selections:
         clean |= trial.selected()
         noisy_trial = Trial(plan, trial.data, rng, noise=NOISE, ratios=(0.1, 0.3))
         noisy = noisy_trial.uniform() | noisy_trial.selected()
         report.claims.extend(selection_claims(plan, clean, noisy))
-        report.tables[:] = [
-            accuracy_table("Test accuracy, clean labels", plan.ratios, clean),
-            accuracy_table("Test accuracy, 20 % of the training labels wrong", (0.1, 0.3), noisy),
-            seconds_table(plan, clean),
-        ]
+        title = f"Test accuracy, {NOISE:.0%} of the training labels wrong"
+        report.tables.append(accuracy_table(title, noisy_trial.ratios, noisy))
+        report.tables.append(seconds_table(plan, clean))
         report.figures.append(time_figure(plan, clean))
+    title = "Test accuracy, clean labels"
+    report.tables.insert(0, accuracy_table(title, plan.ratios, clean))
     report.notes.append(
         "Without replacement RS2 is ordinary epoch training, r times as many epochs, with the "
         "schedule fitted to them; the arms differ in data, never in steps."
     )
-    return Report(**{**report.__dict__, "seconds": time.perf_counter() - started})
+    if plan.long:
+        report.notes.append(long_note(plan, clean))
+    return replace(report, seconds=time.perf_counter() - started)
 
 
 # ── training the arms ───────────────────────────────────────────────────────────────────────────
@@ -136,19 +134,18 @@ class Trial:
         self.n = len(data.train_y)
         self.seeds = [1000 * rng + s for s in range(plan.seeds)]
         self.labels = np.stack([wrong_labels(data.train_y, noise, seed) for seed in self.seeds])
-        self.reference: MLPEnsemble | None = None
         self.spread = GradientSpread()
 
     def uniform(self) -> Outcomes:
         """Fixed random subsets, RS2 both ways, and all the data."""
-        results: Outcomes = {}
+        results = self._full()
         for ratio in self.ratios:
             arms = {arm: self._batches(arm, ratio) for arm in (STATIC, WITH, WITHOUT)}
             results |= {(arm, ratio): outcome for arm, outcome in self._train(arms).items()}
             if self.plan.long:
                 long = self._train({LONG: self._batches(LONG, ratio)})
                 results[LONG, ratio] = long[LONG]
-        return results | self._full()
+        return results
 
     def selected(self) -> Outcomes:
         """Fixed subsets by score or geometry. The full run must have been trained before."""
@@ -157,11 +154,8 @@ class Trial:
         for ratio in self.ratios:
             m = subset_size(self.n, ratio)
             arms = {
-                method: np.stack(
-                    [
-                        self._fixed(chosen(order, labels, m, method), seed)
-                        for order, labels, seed in zip(each, self.labels, self.seeds, strict=True)
-                    ]
+                method: self._subsets(
+                    [chosen(o, y, m, method) for o, y in zip(each, self.labels, strict=True)]
                 )
                 for method, each in orders.items()
             }
@@ -186,45 +180,53 @@ class Trial:
         assert batches.shape[1] == compressed_schedule(rounds, sampler.m, BATCH)
         return batches
 
+    def _subsets(self, subsets: list[Int]) -> Int:
+        return np.stack([self._fixed(s, seed) for s, seed in zip(subsets, self.seeds, strict=True)])
+
     def _fixed(self, subset: Int, seed: int, rounds: int | None = None) -> Int:
         return minibatches([subset] * (rounds or self.plan.rounds), BATCH, rng=seed)
 
     def _train(self, arms: dict[str, Int]) -> dict[str, Outcome]:
         """Train all seeds of several arms with the same number of steps at once."""
         data, count = self.data, len(arms)
-        started = time.perf_counter()
+        batches = np.concatenate(list(arms.values()))
         ensemble = train_ensemble(
-            data.train_x, np.tile(self.labels, (count, 1)), np.concatenate(list(arms.values())),
+            data.train_x, np.tile(self.labels, (count, 1)), batches,
             n_classes=CLASSES, seed=self.seeds * count,
         )  # fmt: skip
-        seconds = (time.perf_counter() - started) / (count * len(self.seeds))
+        seconds = batches.shape[1] * self.step_seconds
         accuracy = ensemble.accuracy(data.test_x, data.test_y).reshape(count, -1)
         return {arm: Outcome(accuracy[i], seconds) for i, arm in enumerate(arms)}
 
     def _full(self) -> Outcomes:
-        """All the data for as many epochs as there are rounds; notes its gradients for VoG."""
+        """All the data for as many epochs as there are rounds.
+
+        Notes the gradients for VoG, and the seconds of one step of one member, which all the
+        arms are charged: in ensembles of other sizes a step costs a little more or less.
+        """
         data, plan = self.data, self.plan
         batches = np.stack([self._fixed(np.arange(self.n), seed) for seed in self.seeds])
         steps = batches.shape[1]
-        self.gradient_seconds = 0.0
+        stops = np.linspace(0, steps, CHECKPOINTS + 1).astype(int).tolist()
+        clock, gradient_seconds = [], 0.0  # the clock starts with the first step
 
         def note(step: int, ensemble: MLPEnsemble) -> None:
-            began = time.perf_counter()
-            gradients = ensemble.input_gradients(data.train_x, self.labels)
-            self.spread.update(gradients.reshape(-1, gradients.shape[-1]))
-            self.gradient_seconds += time.perf_counter() - began
+            nonlocal gradient_seconds
+            clock.append(time.perf_counter())
+            if step and plan.selections:
+                gradients = ensemble.input_gradients(data.train_x, self.labels)
+                self.spread.update(gradients.reshape(-1, gradients.shape[-1]))
+                gradient_seconds += time.perf_counter() - clock[-1]
 
-        started = time.perf_counter()
         ensemble = train_ensemble(
             data.train_x, self.labels, batches, n_classes=CLASSES, seed=self.seeds,
-            checkpoint_steps=[steps * c // CHECKPOINTS for c in range(1, CHECKPOINTS + 1)],
-            on_checkpoint=note if plan.selections else None,
+            checkpoint_steps=stops, on_checkpoint=note,
         )  # fmt: skip
-        seconds = time.perf_counter() - started - self.gradient_seconds
+        seconds = (time.perf_counter() - clock[0] - gradient_seconds) / plan.seeds
+        self.step_seconds = seconds / steps
+        self.vog_seconds = seconds + gradient_seconds / plan.seeds
         accuracy = ensemble.accuracy(data.test_x, data.test_y)
-        outcome = Outcome(accuracy, seconds / plan.seeds)
-        self.full_seconds = outcome.training
-        return {(FULL, 1.0): outcome}
+        return {(FULL, 1.0): Outcome(accuracy, seconds)}
 
     # ── the subsets it is compared with ─────────────────────────────────────────────────────────
 
@@ -237,23 +239,19 @@ class Trial:
         el2n_seconds = early + (time.perf_counter() - started) / S
         spread = self.spread.score().reshape(S, self.n)
         vog = [normalize_scores(v, y, by="class") for v, y in zip(spread, self.labels, strict=True)]
-        vog_seconds = self.full_seconds + self.gradient_seconds / S
         started = time.perf_counter()
         herded = [herding(f, y) for f, y in zip(features, self.labels, strict=True)]
         herding_seconds = early / EARLY_RUNS + (time.perf_counter() - started) / S
         started = time.perf_counter()
         centres = [k_centres(f, most) for f in features]
         centre_seconds = early / EARLY_RUNS + (time.perf_counter() - started) / S
-        orders = {
-            "EL2N, hardest": [ranked(e, seed) for e, seed in zip(errors, self.seeds, strict=True)],
-            "EL2N, easiest": [ranked(-e, seed) for e, seed in zip(errors, self.seeds, strict=True)],
-            "VoG, hardest": [ranked(v, seed) for v, seed in zip(vog, self.seeds, strict=True)],
-            "VoG, easiest": [ranked(-v, seed) for v, seed in zip(vog, self.seeds, strict=True)],
-            "herding": herded,
-            "k-centres": centres,
-        }
-        seconds = [el2n_seconds] * 2 + [vog_seconds] * 2 + [herding_seconds, centre_seconds]
-        return orders, dict(zip(orders, seconds, strict=True))
+        orders: Orders = {"herding": herded, "k-centres": centres}
+        seconds = {"herding": herding_seconds, "k-centres": centre_seconds}
+        for name, scores, cost in (("EL2N", errors, el2n_seconds), ("VoG", vog, self.vog_seconds)):
+            for end, sign in (("hardest", 1), ("easiest", -1)):
+                orders[f"{name}, {end}"] = [np.argsort(-sign * v, kind="stable") for v in scores]
+                seconds[f"{name}, {end}"] = cost
+        return orders, seconds
 
     def _early(self) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
         """Logits (runs, S, n, C) of a few short runs, the first one's features, seconds a seed."""
@@ -262,13 +260,14 @@ class Trial:
         batches = np.stack(
             [minibatches([np.arange(self.n)] * EARLY_EPOCHS, BATCH, rng=seed) for seed in seeds]
         )
-        started = time.perf_counter()
         ensemble = train_ensemble(
             data.train_x, np.tile(self.labels, (EARLY_RUNS, 1)), batches,
             n_classes=CLASSES, seed=seeds, schedule="constant",
         )  # fmt: skip
+        training = EARLY_RUNS * batches.shape[1] * self.step_seconds
+        started = time.perf_counter()
         logits = ensemble.logits(data.train_x).reshape(EARLY_RUNS, S, self.n, CLASSES)
-        seconds = (time.perf_counter() - started) / S
+        seconds = training + (time.perf_counter() - started) / S
         return logits, ensemble.hidden(data.train_x)[:S], seconds
 
 
@@ -279,11 +278,6 @@ def wrong_labels(labels: Int, share: float, seed: int) -> Int:
     noisy = labels.copy()
     noisy[rows] = (noisy[rows] + random.integers(1, CLASSES, len(rows))) % CLASSES
     return noisy
-
-
-def ranked(scores: Float, seed: int) -> Int:
-    """All rows by descending score, ties by the rows' uniforms."""
-    return top_k(scores, len(scores), rng=seed).indices
 
 
 def chosen(order: Int, labels: Int, m: int, method: str) -> Int:
@@ -347,7 +341,7 @@ def base_claims(plan: Plan, results: Outcomes) -> list[Claim]:
 def selection_claims(plan: Plan, clean: Outcomes, noisy: Outcomes) -> list[Claim]:
     """RS2 against fixed subsets that were chosen, on clean and on wrong labels, and in time."""
     small = [ratio for ratio in plan.ratios if ratio <= 0.1]
-    methods = selections(clean)
+    methods = [arm for arm in arms_of(clean) if arm not in (STATIC, LONG, WITH, WITHOUT, FULL)]
     claims = []
     for ratio in small:
         method, gap = closest(clean, methods, ratio, comparisons=len(small) * len(methods))
@@ -358,15 +352,12 @@ def selection_claims(plan: Plan, clean: Outcomes, noisy: Outcomes) -> list[Claim
     method, gap = closest(noisy, rivals, 0.1, comparisons=len(rivals))
     name = f"20 % wrong labels, r = 10 %: RS2 is best or tied (closest: {method})"
     claims.append(Claim.at_least(name, "RS2 best or tied under label noise", gap, -0.01))
-    ours = time_to(clean, [WITHOUT])
-    name = f"RS2 reaches {TARGET:.0%} first (best other: {{}})"
-    theirs = {method: time_to(clean, [method]) for method in [FULL, *rivals]}
+    ours = time_to(clean, WITHOUT)
+    theirs = {method: time_to(clean, method) for method in [FULL, *rivals]}
     fastest = min(theirs, key=lambda method: theirs[method])
+    name = f"the time others take to {TARGET:.0%}, in RS2's (best: {fastest})"
     says = "ImageNet, r = 10 %: the best competitor takes 1.6 times as long"
-    ratio_of_times = theirs[fastest] / ours if np.isfinite(ours) else 0.0
-    claims.append(
-        Claim.at_least(name.format(fastest), says, ratio_of_times, 1.0, "at least 1 times RS2's")
-    )
+    claims.append(Claim.at_least(name, says, theirs[fastest] / ours, 1.0))
     return claims
 
 
@@ -385,18 +376,12 @@ def closest(
     return rival, gaps[rival]
 
 
-def selections(results: Outcomes) -> list[str]:
-    """The methods that choose their subset."""
-    uniform = (STATIC, LONG, WITH, WITHOUT, FULL)
-    return list(dict.fromkeys(arm for arm, _ in results if arm not in uniform))
-
-
-def time_to(results: Outcomes, arms: list[str]) -> float:
-    """The least seconds in which one of these arms, at some ratio, has the target accuracy."""
+def time_to(results: Outcomes, arm: str) -> float:
+    """The least seconds in which this arm, at some ratio, has the target accuracy."""
     reached = [
         outcome.seconds
-        for (arm, _), outcome in results.items()
-        if arm in arms and outcome.accuracy.mean() >= TARGET
+        for (name, _), outcome in results.items()
+        if name == arm and outcome.accuracy.mean() >= TARGET
     ]
     return min(reached, default=float("inf"))
 
@@ -407,8 +392,7 @@ def long_note(plan: Plan, results: Outcomes) -> str:
     return (
         "RS2 without replacement minus a fixed subset with ten times the steps, at "
         + "; ".join(parts)
-        + ". A fixed subset that may take its time can make up for its size where RS2 itself is "
-        "short of steps."
+        + ". Below 0 the extra steps made up for the fixed subset, above 0 they did not."
     )
 
 
@@ -416,6 +400,7 @@ def long_note(plan: Plan, results: Outcomes) -> str:
 
 
 def arms_of(results: Outcomes) -> list[str]:
+    """The arms in the order of training."""
     return list(dict.fromkeys(arm for arm, _ in results))
 
 
@@ -443,7 +428,7 @@ def seconds_table(plan: Plan, results: Outcomes) -> ReportTable:
         rows.append([arm, f"{ratio:.0%}", outcome.selection, outcome.training, outcome.seconds])
     return ReportTable(
         "Seconds a seed", ["arm", "r", "selection", "training", "both"], rows,
-        note=f"measured while {plan.seeds} seeds or more were trained together on one core",
+        note=f"one core; a step of one network, as measured with {plan.seeds} trained together",
     )  # fmt: skip
 
 

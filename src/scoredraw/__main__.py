@@ -1,0 +1,5 @@
+"""`python -m scoredraw`."""
+
+from scoredraw.cli import main
+
+main()

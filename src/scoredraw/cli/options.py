@@ -1,0 +1,73 @@
+"""Options that several verbs share, and the progress bar of a streaming pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scoredraw.execution import Engine
+
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="INPUT",
+        help="A file, a quoted glob or a folder: parquet, arrow, csv, csv.gz, jsonl, npy, npz.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.", metavar="OUT")]
+Target = Annotated[str | None, typer.Option(help="The column to be predicted.", metavar="COL")]
+Columns = Annotated[
+    str | None, typer.Option(help="Comma-separated columns to use; all if not given.", metavar="A,B")
+]
+Text = Annotated[str | None, typer.Option(help="The column of texts.", metavar="COL")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+EngineName = Annotated[str, typer.Option("--engine", help="local or ray.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Cores to use; all if not given.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Rows read at a time: bounds memory only.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+P = Annotated[float | None, typer.Option("--p", help="The norm p (rows).", show_default=False)]
+Ridge = Annotated[float | None, typer.Option(help="The penalty (ridge-leverage).")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of the recursion (root-leverage).")]
+Probe = Annotated[str | None, typer.Option(help="mlp or logistic: what is trained (examples).")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Probes trained and averaged (examples).")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs of a probe (examples).")]
+
+
+def split(text: str | None) -> list[str] | None:
+    """A comma-separated list, or None."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@contextmanager
+def engine(kind: str, workers: int | None, what: str) -> Iterator[Engine]:
+    """An engine that shows how far a pass over the rows is, where someone is looking."""
+    if not sys.stderr.isatty():
+        yield Engine(kind, workers)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield Engine(kind, workers, lambda done, n: bar.update(task, completed=done, total=n))
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MB."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
