@@ -133,7 +133,7 @@ class Draw:
         return replace(
             self,
             indices=rows,
-            weights=np.bincount(where, self.weights),
+            weights=np.bincount(where, self.weights).astype(np.float64),
             inclusion=None if self.inclusion is None else self.inclusion[first],
             scores=None if self.scores is None else self.scores[first],
             info={**self.info, "design": None},
@@ -191,9 +191,10 @@ class Draw:
         import pyarrow.parquet as pq
 
         table = pq.read_table(path)
-        meta = (table.schema.metadata or {}).get(b"scoredraw")
-        require(meta is not None, "path", f"{path} without a draw's metadata", "a saved Draw")
-        meta = json.loads(meta)
+        text = (table.schema.metadata or {}).get(b"scoredraw", b"null")
+        meta = json.loads(text)
+        saved = meta is not None and "arrays" in meta
+        require(saved, "path", f"{path} without a draw's metadata", "a saved Draw")
         column = {name: table[name].to_numpy() for name in table.column_names}
         return cls(
             column["_row"],

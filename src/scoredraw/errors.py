@@ -36,7 +36,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
     >>> import_extra("a_module_nobody_has", "torch")
     Traceback (most recent call last):
     scoredraw.errors.MissingExtraError: a_module_nobody_has is not installed: pip install 'scoredraw[torch]'
-    """
+    """  # noqa: E501
     try:
         return importlib.import_module(module)
     except ImportError as error:

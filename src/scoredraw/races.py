@@ -116,10 +116,11 @@ def _key_level(s: Float, want: int, exponential: bool) -> float:
 
 def gumbel_top(log_s: Float, k: int, u: Float) -> tuple[Int, Float]:
     """The k smallest exponential keys of rates exp(log_s), and their inclusion probabilities."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # u = 0 wins
         keys = np.log(-np.log1p(-u)) - log_s
     if k == len(keys):
         return np.arange(k), np.ones(k)
     order = np.argsort(keys, kind="stable")
     kept = np.sort(order[:k])
-    return kept, -np.expm1(-np.exp(log_s[kept] + keys[order[k]]))
+    with np.errstate(over="ignore"):  # a rate far above the threshold is in for certain
+        return kept, -np.expm1(-np.exp(log_s[kept] + keys[order[k]]))

@@ -358,7 +358,9 @@ def _affordable(v: Float, budget: float, costs: Any, rng: Rng, ids: Any) -> Int:
     lot = _lot(np.arange(len(v)), len(v), rng, ids)
     order = lot[np.argsort(v[lot], kind="stable")]
     fitting = int(np.searchsorted(np.cumsum(price[order]), budget, side="right"))
-    require(fitting > 0, "budget", f"{budget:g}", f"at least {price[order[0]]:g}, the best row's cost")
+    require(
+        fitting > 0, "budget", f"{budget:g}", f"at least {price[order[0]]:g}, the best row's cost"
+    )
     return np.sort(order[:fitting])
 
 
@@ -425,7 +427,7 @@ def _by_strata(
         entries[back],
         np.concatenate([p.weights for p in parts])[back],
         len(s),
-        np.concatenate([p.inclusion for p in parts])[back] if known else None,  # type: ignore[misc]
+        np.concatenate([p.inclusion for p in parts])[back] if known else None,
         first.unbiased,
         s[entries[back]],
         method=f"{first.method} by strata",

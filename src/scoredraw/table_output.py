@@ -81,7 +81,9 @@ def _writer(path: Path, kind: str, schema: pa.Schema) -> Iterator[Write]:
 
         compression = "gzip" if kind.endswith(".gz") else None
         flat = [field.name for field in schema if pa.types.is_nested(field.type)]
-        require(not flat, "out", f"a CSV for the list column {flat[:1]}", "a .parquet or .arrow file")
+        require(
+            not flat, "out", f"a CSV for the list column {flat[:1]}", "a .parquet or .arrow file"
+        )
         with (
             pa.output_stream(str(path), compression=compression) as sink,
             pacsv.CSVWriter(sink, schema) as writer,

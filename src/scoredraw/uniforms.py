@@ -29,17 +29,6 @@ _MASK = (1 << 64) - 1
 _SHIFT, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
-def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    """A NumPy generator from a seed, a generator (returned as it is) or None (fresh entropy).
-
-    >>> float(generator(0).random()) == float(generator(0).random())
-    True
-    """
-    if isinstance(rng, np.random.Generator):
-        return rng
-    return np.random.Generator(np.random.Philox(rng))
-
-
 class RowUniforms:
     """Uniforms in [0, 1) addressed by row: the same for any split, order, batch or worker.
 
@@ -57,18 +46,18 @@ class RowUniforms:
 
     def __init__(self, rng: int | np.random.Generator | RowUniforms | None = None) -> None:
         if isinstance(rng, RowUniforms):
-            self._key = rng._key
+            self.key: UInt = rng.key
         elif isinstance(rng, np.random.Generator):
-            self._key = rng.integers(0, 2**64, size=2, dtype=np.uint64)
+            self.key = rng.integers(0, 2**64, size=2, dtype=np.uint64)
         else:
-            self._key = np.random.SeedSequence(rng).generate_state(2, np.uint64)
+            self.key = np.random.SeedSequence(rng).generate_state(2, np.uint64).astype(np.uint64)
 
     def words(self, start: int, stop: int, *, stream: str, round: int = 0) -> UInt:
         """The raw 64-bit words of rows start..stop, uint64 (stop - start,)."""
         first = start // 4
         if stop <= start:
             return np.zeros(0, np.uint64)
-        philox = np.random.Philox(key=self._key, counter=[first, round, _stream(stream), 0])
+        philox = np.random.Philox(key=self.key, counter=[first, round, _stream(stream), 0])
         return np.asarray(philox.random_raw(stop - 4 * first)[start - 4 * first :], np.uint64)
 
     def block(self, start: int, stop: int, *, stream: str, round: int = 0) -> Float:
@@ -81,10 +70,23 @@ class RowUniforms:
         # NumPy's Philox steps the counter before it enciphers it, hence the + 1 (with its carry).
         low = ids // np.uint64(4) + np.uint64(1)
         counter = (low, np.uint64(round), np.uint64(_stream(stream)), np.uint64(0))
-        return _unit(np.choose((ids % np.uint64(4)).astype(np.intp), _philox(counter, self._key)))
+        return _unit(np.choose((ids % np.uint64(4)).astype(np.intp), _philox(counter, self.key)))
 
 
 Rng = int | np.random.Generator | RowUniforms | None
+
+
+def generator(rng: Rng) -> np.random.Generator:
+    """A NumPy generator from a seed, a generator (returned as it is) or None (fresh entropy).
+
+    >>> float(generator(0).random()) == float(generator(0).random())
+    True
+    """
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, RowUniforms):
+        return np.random.Generator(np.random.Philox(key=rng.key))
+    return np.random.Generator(np.random.Philox(rng))
 
 
 def hash_ids(values: Any) -> UInt:
@@ -131,7 +133,7 @@ def _stream(name: str) -> int:
 
 
 def _unit(words: UInt) -> Float:
-    return (words >> np.uint64(11)) * 2.0**-53
+    return np.multiply(words >> np.uint64(11), 2.0**-53, dtype=np.float64)
 
 
 def _mix(x: UInt) -> UInt:

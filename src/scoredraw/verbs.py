@@ -21,7 +21,7 @@ from scoredraw import registry, sampling
 from scoredraw.draws import Draw
 from scoredraw.errors import InputError, require
 from scoredraw.execution import Blocks, Engine, as_blocks
-from scoredraw.inclusion import Float, Int
+from scoredraw.inclusion import Float, Int, as_scores
 from scoredraw.tables import Table, open_table
 from scoredraw.uniforms import RowUniforms
 
@@ -103,8 +103,9 @@ def bind(
         takes = ", ".join(can) or "no options"
         require(name in can, name, f"an option that {method} does not have", takes)
     if kind == "rows":
-        data = (rows_matrix(source, target, columns, exclude),)
-        n = data[0].n
+        matrix = rows_matrix(source, target, columns, exclude)
+        data: tuple[Any, ...] = (matrix,)
+        n = matrix.n
     else:
         features, labels = examples_matrix(source, target, columns, exclude, text)
         n, data = len(labels), (features, labels)
@@ -130,7 +131,7 @@ def draw(
     kind: str,
     source: Any,
     *,
-    size: int | str,
+    size: float | str,
     method: str | None = None,
     scores: Any = None,
     scheme: str | None = None,
@@ -157,7 +158,9 @@ def draw(
     >>> chosen.method, chosen.unbiased
     ('leverage by poisson', True)
     """
-    require((method is None) != (scores is None), "method", "both or neither of it and scores", "one")
+    require(
+        (method is None) != (scores is None), "method", "both or neither of it and scores", "one"
+    )
     chosen = {"scheme": scheme, "map": map, "by": by, "ids": ids, "costs": costs, "keep": keep}
     if method is not None:
         job = bind(kind, source, method, seed=seed, **options)
@@ -168,7 +171,7 @@ def draw(
 
 def draw_job(
     job: Job,
-    size: int | str,
+    size: float | str,
     *,
     scheme: str | None = None,
     map: str | None = None,
@@ -202,13 +205,13 @@ def draw_job(
 
 def given_scores(kind: str, scores: Any) -> Job:
     """A job whose scores are known: any finite numbers (n,)."""
-    values = sampling.as_scores(scores)
+    values = as_scores(scores)
     scheme = "poisson" if kind == "rows" else "top_k"
     entry = registry.Method(kind, "given scores", 0, "", scheme, "", "")
     return Job(entry, len(values), lambda: values, None)
 
 
-def parse_size(size: int | str, n: int) -> int:
+def parse_size(size: float | str, n: int) -> int:
     """A count, or a share such as "5%" (at least one row), of a pool of n; InputError otherwise.
 
     >>> parse_size("5%", 200), parse_size(7, 200)

@@ -31,7 +31,8 @@ FIXED = ("top_k", "bottom_k")  # schemes that leave nothing to chance
 DEFAULTS = {
     "classification": (
         *("uniform", "uniform@class", "leverage", "ridge-leverage", "lewis", "root-leverage"),
-        *("el2n", "grand", "forgetting", "vog", "tracin", "pvi"),
+        *("el2n", "el2n:poisson", "grand", "forgetting", "forgetting:bottom_k@class"),
+        *("vog", "tracin", "pvi"),
     ),
     "regression": ("uniform", "leverage", "ridge-leverage", "lewis", "root-leverage"),
 }

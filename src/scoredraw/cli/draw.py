@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scoredraw.draws import Draw
     from scoredraw.tables import Table
+    from scoredraw.verbs import Job
 
 app = typer.Typer()
 RESERVED = ("_row", "_weight", "_score")
@@ -44,7 +45,9 @@ Cost = Annotated[str | None, typer.Option(help="What a row costs.", metavar="COL
 Budget = Annotated[float | None, typer.Option(help="What the rows may cost (with --cost).")]
 Keep = Annotated[Path | None, typer.Option(help="A table of rows to keep for certain.")]
 Exclude = Annotated[Path | None, typer.Option(help="A table of rows never to draw.")]
-ReportFile = Annotated[Path | None, typer.Option(help="A page about the draw.", metavar="FILE.html")]
+ReportFile = Annotated[
+    Path | None, typer.Option(help="A page about the draw.", metavar="FILE.html")
+]
 Method = Annotated[str | None, typer.Option("--method", "-m", help="How rows are scored.")]
 
 
@@ -155,19 +158,24 @@ class Request:
 
         begun = time.perf_counter()
         for path in (self.out, self.report):
-            require(path is None or path.parent.is_dir(), "out", path, "a file in an existing folder")
+            require(
+                path is None or path.parent.is_dir(), "out", path, "a file in an existing folder"
+            )
         if self.out is not None:
             require_format(self.out)
         table = open_table(self.source, batch_rows=batch_rows)
         reserved(table, RESERVED)
         n = table.num_rows
-        if self.cost is None:
-            sizes = [verbs.parse_size(size, n) for size in self.sizes]
-        else:
-            sizes = [verbs.parse_budget(size) for size in self.sizes]
+        sizes: list[float] = [
+            verbs.parse_size(size, n) if self.cost is None else verbs.parse_budget(size)
+            for size in self.sizes
+        ]
         restrictions = self._restrictions(table)
         with o.engine(engine, workers, f"scoring by {self.method or 'file'}") as runs:
-            draws = list(self._draws(table, sizes, settings, runs, restrictions))
+            job = self._job(table, settings, runs)
+            common: dict[str, Any] = {"scheme": self.scheme, "map": self.map, "seed": self.seed}
+            common |= restrictions
+            draws = [verbs.draw_job(job, size, **common) for size in sizes]
         facts = []
         for size, draw in zip(sizes, draws, strict=True):
             out = self._out(size) if len(sizes) > 1 else self.out
@@ -177,7 +185,8 @@ class Request:
         if self.report is not None:
             from scoredraw.cli.draw_page import write_page
 
-            write_page(self.report, self.source, draws)
+            scores = None if job.scores_nothing else job.scores(sizes[0])
+            write_page(self.report, self.source, draws, scores)
         if self.as_json:
             typer.echo(json.dumps(facts[0] if len(facts) == 1 else facts, indent=2))
         else:
@@ -221,25 +230,15 @@ class Request:
                 "input does not have", "ids of the input")  # fmt: skip
         return places.to_numpy()
 
-    def _draws(
-        self, table: Table, sizes: list[Any], settings: dict[str, Any], runs: Any,
-        restrictions: dict[str, Any],
-    ) -> Iterator[Draw]:  # fmt: skip
+    def _job(self, table: Table, settings: dict[str, Any], runs: Any) -> Job:
         from scoredraw import verbs
 
-        common = {"scheme": self.scheme, "map": self.map, "seed": self.seed, **restrictions}
-        if self.scores is not None:
-            scores = self._given_scores(table)
-            for size in sizes:
-                yield verbs.draw(self.kind, table, scores=scores, size=size, **common)
-            return
+        if self.method is None:
+            return verbs.given_scores(self.kind, self._given_scores(table))
         aside = tuple(name for name in (self.by, self.id, self.cost) if name)
-        assert self.method is not None
-        job = verbs.bind(
+        return verbs.bind(
             self.kind, table, self.method, exclude=aside, engine=runs, seed=self.seed, **settings
         )
-        for size in sizes:
-            yield verbs.draw_job(job, size, **common)
 
     def _given_scores(self, table: Table) -> Any:
         from scoredraw.tables import open_table
@@ -266,7 +265,8 @@ class Request:
         from scoredraw.table_output import write_table
 
         order = np.argsort(draw.indices, kind="stable")
-        columns = {"_row": draw.indices[order], "_weight": draw.weights[order]}
+        rows = draw.indices[order]
+        columns: dict[str, Any] = {"_row": rows, "_weight": draw.weights[order]}
         columns["_score"] = (
             np.full(len(draw), np.nan) if draw.scores is None else draw.scores[order]
         )
@@ -276,7 +276,7 @@ class Request:
 
         def batches() -> Iterator[Any]:
             at = 0
-            for batch in table.select(columns["_row"]):
+            for batch in table.select(rows):
                 stop = at + batch.num_rows
                 added = [pa.array(values[at:stop]) for values in columns.values()]
                 yield pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)

@@ -23,7 +23,8 @@ Input = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The file to write.", metavar="OUT")]
 Target = Annotated[str | None, typer.Option(help="The column to be predicted.", metavar="COL")]
 Columns = Annotated[
-    str | None, typer.Option(help="Comma-separated columns to use; all if not given.", metavar="A,B")
+    str | None,
+    typer.Option(help="Comma-separated columns to use; all if not given.", metavar="A,B"),
 ]
 Text = Annotated[str | None, typer.Option(help="The column of texts.", metavar="COL")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]

@@ -19,7 +19,9 @@ app = typer.Typer()
 )
 def rows(
     source: o.Input,
-    method: str = typer.Option(..., "--method", "-m", help="How rows are scored: see `draw rows -h`."),
+    method: str = typer.Option(
+        ..., "--method", "-m", help="How rows are scored: see `draw rows -h`."
+    ),
     out: o.Out = None,
     target: o.Target = None,
     columns: o.Columns = None,

@@ -35,8 +35,7 @@ WARN_GAP = 1e-6  # and reported when its gap is still above after MAX_STEPS
 LP_GAP = 1e-8  # p = 1: rows with a larger gap after LP_STEPS go to the linear programme
 MAX_STEPS = 100
 LP_STEPS = 45
-SETTLE = 1e-2
-SHRINK = 0.1
+SHRINK = 0.4  # of the smoothing width, a step
 BATCH_CELLS = 1 << 20  # rows solved at once times rows of the objective
 PRODUCT_CELLS = 1 << 25  # outer products u_j u_jᵀ kept in memory; beyond, they are made again
 
@@ -325,7 +324,8 @@ def _log_norm(vectors: Float, p: float) -> Float:
 class _Unfinished:
     """The rows of a batch still at work, and the best value and gap of every row so far."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, enough: float) -> None:
+        self.enough = enough
         self.live = np.arange(count)
         self.log_value = np.full(count, np.inf)
         self.gap = np.full(count, np.inf)
@@ -339,7 +339,7 @@ class _Unfinished:
         self.log_value[self.live[unknown]] = np.minimum(
             self.log_value[self.live[unknown]], log_value[unknown]
         )
-        go_on = self.gap[self.live] > GAP
+        go_on = self.gap[self.live] > self.enough
         self.live = self.live[go_on]
         return go_on
 
@@ -357,7 +357,7 @@ def _newton_power(
     """
     t = targets
     y = t / (t * t).sum(1)[:, None]
-    work = _Unfinished(len(t))
+    work = _Unfinished(len(t), GAP)
     exponents = []
     q = 2.0
     while (q := 1.5 * q) < p:
@@ -386,7 +386,7 @@ def _newton_power(
 def _newton_smoothed(
     basis: Float, grams: WeightedGrams, targets: Float, p: float
 ) -> tuple[Float, Float]:
-    """1 ≤ p < 2: primal-dual Newton on Σ(r² + e²)^{p/2} while e falls by tens.
+    """1 ≤ p < 2: primal-dual Newton on Σ(r² + e²)^{p/2} while e falls.
 
     The dual z = rθ^{p-2}, θ² = r² + e², is a variable of its own and the curvature uses it,
     h = θ^{p-2}(1 - (2-p) z r θ^{-p}), which keeps the steps long when e is small (Chan, Golub and
@@ -399,7 +399,7 @@ def _newton_smoothed(
     smallest = (1e-8 if p == 1 else 1e-11) * width
     theta = np.sqrt(residual**2 + width**2)
     dual = residual * power(theta, p - 2)
-    work = _Unfinished(len(t))
+    work = _Unfinished(len(t), LP_GAP if p == 1 else GAP)
     for _ in range(MAX_STEPS if p > 1 else LP_STEPS):
         weight = power(theta, p - 2)
         bend = np.minimum(dual * residual * power(theta, -p), 1.0)
@@ -425,7 +425,7 @@ def _newton_smoothed(
             at_vertex, vertex_gap = _vertex(basis, t, residual)
             value, gap = np.where(vertex_gap < gap, (at_vertex, vertex_gap), (value, gap))
         go_on = work.record(value, gap)
-        settled = decrement[:, None] * p < SETTLE * merit(residual)[:, None]
+        settled = decrement[:, None] * p < 1e-2 * merit(residual)[:, None]
         width = np.where(settled, np.maximum(SHRINK * width, smallest), width)
         y, t, residual, width, smallest, free_dual = (
             v[go_on] for v in (y, t, residual, width, smallest, free_dual)

@@ -170,7 +170,7 @@ def checkpoint_variance(
             for model in checkpoints:
                 visit(model, number, *split_batch(batch))
     else:
-        again = list(batches) if iter(batches) is batches else batches
+        again = list(batches) if isinstance(batches, Iterator) else batches
         for model in checkpoints:
             for number, batch in enumerate(again):
                 visit(model, number, *split_batch(batch))

@@ -52,7 +52,7 @@ class Network:
         values = [x]
         for w, b in zip(self.weights, self.biases, strict=True):
             values.append(values[-1] @ w + b)
-            if len(values) <= len(self.weights) - 1:
+            if len(values) <= len(self.weights):  # not the output
                 np.maximum(values[-1], 0.0, out=values[-1])
         return values
 

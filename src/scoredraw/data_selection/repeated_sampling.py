@@ -71,9 +71,9 @@ def expected_coverage(
     require(0 < ratio <= 1, "ratio", ratio, "a share in (0, 1]")
     require(rounds >= 1, "rounds", rounds, "one or more")
     require(wrap in WRAPS, "wrap", wrap, " or ".join(WRAPS))
-    k = np.arange(1, rounds + 1)
+    k: Float = np.arange(1, rounds + 1, dtype=np.float64)
     if replacement:
-        coverage: Float = 1 - (1 - ratio) ** k
+        coverage = 1 - (1 - ratio) ** k
     elif wrap == "drop":
         a_pass = math.floor(1 / ratio + 1e-9)
         missed = max(0.0, 1 - ratio * a_pass)

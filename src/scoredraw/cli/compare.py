@@ -1,0 +1,159 @@
+"""`scoredraw compare rows`: which way of drawing rows is worth it on this data, against uniform."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scoredraw.errors import InputError
+
+if TYPE_CHECKING:
+    from scoredraw.bakeoff.comparison import Comparison
+    from scoredraw.bakeoff.rows import Progress
+
+COLOURS = {"beats": "bold green", "worse": "red", "undecided": ""}
+
+
+def rows(
+    data: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A table's file, or a data set: fashion-mnist.")
+    ],
+    target: Annotated[str | None, typer.Option(help="Column to predict.", metavar="COL")] = None,
+    text: Annotated[str | None, typer.Option(help="Column to read as text.", metavar="COL")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Which: NAME[:SCHEME][@class],... (all good ones).", metavar="A,B"),
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Rows to keep: counts or shares.", metavar="N,...")
+    ] = "1%,5%,10%",
+    model: Annotated[
+        str | None, typer.Option(help="logistic, ridge, mlp or boosting.", show_default="by task")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="classification or regression.", show_default="by target")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Splits; more give shorter intervals.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    max_rows: Annotated[int, typer.Option(help="Larger tables are sampled first.")] = 100_000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="all cores")
+    ] = None,
+    journal: Annotated[
+        Path, typer.Option(help="File or folder that keeps finished repeats.", metavar="PATH")
+    ] = Path(".scoredraw"),
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page of figures.", metavar="FILE.html")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare ways of drawing training rows by the model they give, against a uniform draw."""
+    from scoredraw.bakeoff.rows import compare_rows
+
+    if report is not None:
+        check_report(report)
+    try:
+        with progress_bar() as progress:
+            result = compare_rows(
+                data,
+                target,
+                text=text,
+                methods=methods,
+                sizes=sizes,
+                model=model,
+                repeats=repeats,
+                seed=seed,
+                task=task,
+                max_rows=max_rows,
+                workers=workers,
+                journal=journal,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"stopped; finished repeats are kept in {journal}, the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    if report is not None:
+        result.page().save(report)
+    if as_json:
+        print(result.to_json())
+    else:
+        print_leaderboard(result)
+        if report is not None:
+            print(f"report: {report}")
+
+
+def check_report(path: Path) -> None:
+    """Find out before the work whether the page can be written."""
+    if path.is_dir():
+        raise InputError(f"report: got {path}, which is a folder, want a file's path")
+    if not path.parent.is_dir():
+        raise InputError(f"report: got {path}, want a file in an existing folder")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on stderr; on a pipe nothing moves."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        tasks: dict[str, int] = {}
+
+        def step(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        yield step
+
+
+def print_leaderboard(result: Comparison) -> None:
+    """The gains as a table, winners in green, then the answer in words."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scoredraw.bakeoff.comparison import verdicts
+    from scoredraw.bakeoff.contenders import BASELINE
+
+    protocol = result.protocol
+    title = (
+        f"{result.examples.name}: gain in {result.metric} over a uniform draw "
+        f"({protocol['model']}, {protocol['repeats']} repeats)"
+    )
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("method")
+    for size, count in zip(protocol["sizes"], protocol["counts"], strict=True):
+        label = f"{size} ({count:,})" if "%" in size else f"{count:,} rows"
+        table.add_column(Text(label), justify="right", no_wrap=True)
+    table.add_column("against uniform")
+    table.add_column("seconds", justify="right")
+    for method in result.ranking:
+        entries = result.of(method)
+        if method == BASELINE:
+            cells = [Text(f"reaches {entry.value}", style="dim") for entry in entries]
+            table.add_row(method, *cells, "", "", style="dim")
+            continue
+        cells = [Text(str(entry.gain), style=COLOURS[entry.verdict]) for entry in entries]
+        table.add_row(Text(method), *cells, verdicts(entries), f"{entries[0].seconds:.2f}")
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(table)
+    console.print(Text(result.answer))
+    for note in result.notes:
+        console.print(Text(f"- {note}", style="dim"))
