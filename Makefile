@@ -34,7 +34,7 @@ types: .venv/.dev  ## mypy --strict
 	$(BIN)/mypy
 
 bench: .venv/.dev  ## speed and quality against the peers, in one process
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --out src/scoredraw/results/benchmarks.json
 
 results: .venv/.dev  ## rerun the papers' experiments at full scale and keep what they measured
 	$(BIN)/scoredraw run 1 2 16 --scale full --out src/scoredraw/results

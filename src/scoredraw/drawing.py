@@ -104,6 +104,8 @@ def draw(figure: Figure, width: int) -> Any:
     if len(figure.series) > 1:
         columns = 4 if width >= WIDE else 2
         canvas.legend(loc="outside lower center", ncols=min(columns, len(figure.series)))
+    if figure.kind == "scatter":
+        label_points(canvas, axes, figure)
     return canvas
 
 
@@ -157,9 +159,48 @@ def points(axes: Any, figure: Figure, width: int) -> None:
             axes.errorbar(
                 series.x, series.y, yerr=arms(series), fmt="none", ecolor=colour, elinewidth=1.2
             )
-        for x, y, text in zip(series.x, series.y, series.labels or [], strict=False):
-            axes.annotate(text, (x, y), (6, 4), textcoords="offset points", fontsize=10.5, zorder=4)
     axes.margins(x=0.12, y=0.1)
+
+
+def label_points(canvas: Any, axes: Any, figure: Figure) -> None:
+    """Names beside points, each at the first of some places where it covers nothing."""
+    canvas.draw_without_rendering()  # settles the layout, and with it where points lie
+    frame_box = axes.get_window_extent()
+    named = [
+        (axes.transData.transform((x, y)), str(text))
+        for series in figure.series
+        for x, y, text in zip(series.x, series.y, series.labels or [], strict=False)
+    ]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for (x, y), _ in named]
+    for (x, y), text in sorted(named, key=lambda item: -item[0][1]):
+        wide, high = 6.1 * len(text), 12.0
+        places = [
+            (x + side if side > 0 else x + side - wide, y + up)
+            for up in (-6, 6, -18, 18, -30, 30, -42, 42)
+            for side in (8, -8)
+        ]
+        for left, bottom in places:
+            box = (left, bottom, left + wide, bottom + high)
+            inside = left >= frame_box.x0 and box[2] <= frame_box.x1 + 4
+            if inside and not any(overlap(box, other) for other in taken):
+                break
+        else:
+            continue  # no room: the table has it
+        taken.append(box)
+        axes.annotate(
+            text, (left, bottom), xycoords="figure pixels", fontsize=10.5, zorder=4, va="bottom",
+            annotation_clip=False,
+        )  # fmt: skip
+        if abs(bottom + 6 - y) > 8:  # set off: a thread back to its point
+            end = (left if left > x else left + wide, bottom + high / 2)
+            axes.annotate(
+                "", (x, y), end, xycoords="figure pixels", textcoords="figure pixels",
+                arrowprops={"arrowstyle": "-", "color": MUTED, "lw": 0.6, "shrinkB": 4},
+            )  # fmt: skip
+
+
+def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def intervals(axes: Any, figure: Figure, width: int) -> None:
@@ -226,10 +267,12 @@ def frame(axes: Any, figure: Figure, width: int, *, labels: bool = True) -> None
         if figure.kind == "line" and len(marks) <= 7:  # the sizes themselves are the ticks
             axes.set_xticks(marks)
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
     if figure.log_y:
         axes.set_yscale("log")
+    for axis, logarithmic in ((axes.xaxis, figure.log_x), (axes.yaxis, figure.log_y)):
+        if logarithmic:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+            axis.set_minor_formatter(NullFormatter())
     if figure.reference is not None:
         rule = axes.axvline if lying else axes.axhline
         rule(figure.reference, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)

@@ -269,7 +269,7 @@ def examples_matrix(
     source: Any, target: Any, columns: list[str] | None, exclude: tuple[str, ...], text: str | None
 ) -> tuple[Float, Int]:
     """Features float64 (n, d) and class indices (n,) of an input, encoded on all its rows."""
-    from scoredraw.features import Encoder, read_examples, text_vectors
+    from scoredraw.features import Encoder, has_sentence_encoder, read_examples, sentence_vectors
 
     require(target is not None, "target", "none", "the column of labels, for examples")
     data = source
@@ -278,8 +278,10 @@ def examples_matrix(
         source.require_columns(names, "columns")
         data = source.read(list(dict.fromkeys([*names, *([text] if text else []), target])))
     examples = read_examples(data, target, text=text, task="classification")
-    rows = np.arange(len(examples))
-    return Encoder(examples, rows, text_vectors(examples)).transform(rows), examples.y
+    rows, vectors = np.arange(len(examples)), None
+    if examples.texts is not None and has_sentence_encoder():
+        vectors = sentence_vectors(examples.texts)
+    return Encoder(examples, rows, vectors).transform(rows), examples.y
 
 
 def _restricted(

@@ -1,14 +1,12 @@
-"""What a bake-off of rows found: the leaderboard, the answer in a sentence, the page."""
+"""What a bake-off of rows found: the leaderboard, and the answer in words."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +16,10 @@ from scoredraw.bakeoff.contenders import BASELINE
 from scoredraw.bakeoff.features import COMPONENTS, LEVELS, Examples
 from scoredraw.errors import require
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
-from scoredraw.pages import Page
-from scoredraw.reports import Figure, Picture, ReportTable, Series, plain, stamp
+from scoredraw.reports import plain, stamp
+
+if TYPE_CHECKING:
+    from scoredraw.pages import Page
 
 Verdict = Literal["beats", "undecided", "worse"]
 
@@ -125,45 +125,57 @@ class Comparison:
 
     @property
     def answer(self) -> str:
-        """Which way of drawing is worth it, in a sentence or two."""
-        winners = [entry for entry in self.entries if entry.verdict == "beats"]
-        return " ".join(filter(None, [self._winners(winners), self._losers(), self._ceiling()]))
+        """Which way of drawing is worth it, in a few sentences."""
+        return " ".join(filter(None, [self._winners(), self._losers(), self._ceiling()]))
 
-    def _winners(self, winners: list[Entry]) -> str:
+    def _winners(self) -> str:
+        winners = [entry for entry in self.entries if entry.verdict == "beats"]
         if not winners:
             rivals = [entry for entry in self.entries if entry.method != BASELINE]
             best = max(rivals, key=lambda entry: entry.gain.value)
             return (
                 f"Nothing beats a uniform draw of the same size on {self.examples.name}: no gain's "
                 f"interval lies above zero (the largest is {best.method}'s at {best.size}, "
-                f"{signed(best.gain)})."
+                f"{self.points(best.gain)})."
             )
         best = max(winners, key=lambda entry: entry.gain.value)
         uniform = next(e for e in self.of(BASELINE) if e.rows == best.rows)
         sentence = (
-            f"{best.method} beats a uniform draw: with {best.size} of the rows ({best.rows:,}) it "
-            f"reaches {self.metric} {best.value.value:.3f} instead of {uniform.value.value:.3f}, "
-            f"a gain of {signed(best.gain)}."
+            f"{best.method} beats a uniform draw {places(self.of(best.method), 'beats')}: with "
+            f"{best.size} of the rows ({best.rows:,}) it reaches {self.metric} "
+            f"{best.value.value:.3f} instead of {uniform.value.value:.3f}, a gain of "
+            f"{self.points(best.gain)}."
         )
-        others = sorted({entry.method for entry in winners} - {best.method}, key=self.ranking.index)
-        if others:
-            verb = "does" if len(others) == 1 else "do"
-            sentence += f" So {verb} {listing(others)} at some size."
-        return sentence
+        names = dict.fromkeys(entry.method for entry in winners)
+        others = sorted(names.keys() - {best.method}, key=self.ranking.index)
+        also = [f"{name} {places(self.of(name), 'beats')}" for name in others]
+        return f"{sentence} So does {listing(also)}." if also else sentence
 
     def _losers(self) -> str:
-        losers = [m for m in self.ranking if any(e.verdict == "worse" for e in self.of(m))]
-        if not losers:
+        everywhere = [m for m in self.ranking if all(e.verdict == "worse" for e in self.of(m))]
+        if not everywhere:
             return ""
-        be = "is" if len(losers) == 1 else "are"
-        return f"{listing(losers)} {be} worse than uniform at some size."
+        be = "is" if len(everywhere) == 1 else "are"
+        return f"{listing(everywhere)} {be} worse than uniform at every size."
 
     def _ceiling(self) -> str:
         last = self.of(BASELINE)[-1]
+        rows = f"{last.size} of the rows" if "%" in last.size else f"{last.size} rows"
         return (
-            f"A uniform {last.size} reaches {last.value.value:.3f}, all "
-            f"{self.protocol['train_rows']:,} rows {self.full.value:.3f}."
+            f"{rows} drawn uniformly reach {last.value.value:.3f}, all "
+            f"{self.protocol['train_rows']:,} reach {self.full.value:.3f}."
         )
+
+    def points(self, gain: Estimate) -> str:
+        """A gain with its sign: of accuracy in percentage points, of R² as it is."""
+        unit = " points" if self.examples.classes else ""
+        return f"{signed(self.shown(gain))}{unit}"
+
+    def shown(self, estimate: Estimate) -> Estimate:
+        """An estimate as tables show it: accuracy in percent, R² as it is."""
+        scale = 100 if self.examples.classes else 1
+        value, low, high = (scale * v for v in (estimate.value, estimate.low, estimate.high))
+        return Estimate(value, low, high, estimate.n)
 
     @property
     def notes(self) -> list[str]:
@@ -221,8 +233,6 @@ class Comparison:
                          f"{LEVELS} count and the rest are one.")  # fmt: skip
         return notes
 
-    # ── in tables and figures ─────────────────────────────────────────────────────────────────
-
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         rows = [
@@ -260,134 +270,26 @@ class Comparison:
         """One strict JSON object."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
 
-    def tables(self) -> list[ReportTable]:
-        """The leaderboard of gains, and what every method reached."""
-        sizes = [
-            f"{size} ({rows:,})" if "%" in size else f"{rows:,} rows"
-            for size, rows in zip(self.protocol["sizes"], self.protocol["counts"], strict=True)
-        ]
-        gains: list[list[Any]] = []
-        values: list[list[Any]] = []
-        for method in self.ranking:
-            entries = self.of(method)
-            if method != BASELINE:
-                cells = [entry.gain for entry in entries]
-                gains.append([method, *cells, verdicts(entries), round(entries[0].seconds, 3)])
-            values.append([method, *(entry.value for entry in entries)])
-        values.append(["all rows", *[self.full] * len(sizes)])
-        return [
-            ReportTable(
-                f"Gain in {self.metric} over a uniform draw",
-                ["method", *sizes, "against uniform", "seconds"],
-                gains,
-                "Ordered by the gain averaged over sizes. Intervals hold together (Bonferroni).",
-            ),
-            ReportTable(
-                f"{self.metric[0].upper()}{self.metric[1:]} on held-out rows",
-                ["method", *sizes],
-                values,
-                "Each with its own 95 % t interval over repeats.",
-            ),
-        ]
-
-    def figures(self) -> list[Figure]:
-        """Metric against size, gains with intervals, gain against cost, and pictures if any."""
-        rivals = [method for method in self.ranking if method != BASELINE]
-        figures = [
-            Figure(
-                "line",
-                f"{self.metric[0].upper()}{self.metric[1:]} against the rows kept",
-                "rows kept",
-                self.metric,
-                [curve(method, self.of(method)) for method in (BASELINE, *rivals)],
-                log_x=True,
-                caption="Dashed: a uniform draw. Bands: 95 % intervals over repeats.",
-            ),
-            Figure(
-                "interval",
-                "Gain over a uniform draw of the same size",
-                f"difference in {self.metric}",
-                series=[self._gains(size, rivals) for size in self.protocol["sizes"]],
-                reference=0.0,
-                caption="Right of the line is better than uniform. Intervals hold together.",
-            ),
-            self._cost(rivals),
-        ]
-        return [*figures, *self._pictures()]
-
-    def _gains(self, size: str, rivals: Sequence[str]) -> Series:
-        entries = {entry.method: entry.gain for entry in self.leaderboard(size)}
-        gains = [entries[method] for method in rivals]
-        return Series(
-            size, rivals, [g.value for g in gains], [g.low for g in gains], [g.high for g in gains]
-        )
-
-    def _cost(self, rivals: Sequence[str]) -> Figure:
-        gains = [float(np.mean([entry.gain.value for entry in self.of(m)])) for m in rivals]
-        seconds = [max(self.of(method)[0].seconds, 1e-4) for method in rivals]
-        return Figure(
-            "scatter",
-            "Gain against cost",
-            "seconds to score and draw, one core",
-            f"gain in {self.metric}, mean over sizes",
-            [Series("methods", seconds, gains, labels=list(rivals))],
-            log_x=True,
-            reference=0.0,
-            caption="Above the line is better than uniform, which costs nothing.",
-        )
-
-    def _pictures(self) -> list[Figure]:
-        side = self.examples.picture_side
-        if side is None:
-            return []
-        strips = []
-        for method in self.ranking:
-            rows = self.records[0]["results"][method]["picks"]
-            if rows:
-                strips.append(Picture(method, picture_strip(self.examples.numeric[rows], side)))
-        size = self.protocol["sizes"][0]
-        caption = f"Some of the rows that each method keeps at {size} in the first repeat."
-        return [Figure("pictures", "What they pick", caption=caption, pictures=strips)]
-
     def page(self) -> Page:
         """The report as a self-contained HTML page."""
-        return Page(
-            title=f"Which rows of {self.examples.name} are worth training on?",
-            kicker="scoredraw compare rows",
-            answer=self.answer,
-            tables=self.tables(),
-            figures=self.figures(),
-            notes=self.notes,
-            provenance={
-                "methods": ", ".join(self.protocol["methods"]),
-                "sizes": ", ".join(self.protocol["sizes"]),
-                "seed": self.protocol["seed"],
-                "took": f"{self.seconds:.1f} s",
-                **stamp(),
-            },
-        )
+        from scoredraw.bakeoff.display import page
 
-
-def curve(method: str, entries: Sequence[Entry]) -> Series:
-    return Series(
-        method,
-        [entry.rows for entry in entries],
-        [entry.value.value for entry in entries],
-        [entry.value.low for entry in entries],
-        [entry.value.high for entry in entries],
-        baseline=method == BASELINE,
-    )
+        return page(self)
 
 
 def verdicts(entries: Sequence[Entry]) -> str:
     """Where a method beats uniform and where it is worse, as words."""
-    parts = []
-    for verdict in ("beats", "worse"):
-        sizes = [entry.size for entry in entries if entry.verdict == verdict]
-        if sizes:
-            at = "at all sizes" if len(sizes) == len(entries) > 1 else f"at {listing(sizes)}"
-            parts.append(f"{verdict} {at}")
+    found = (places(entries, verdict) for verdict in ("beats", "worse"))
+    parts = [f"{verdict} {at}" for verdict, at in zip(("beats", "worse"), found, strict=True) if at]
     return ", ".join(parts) or "undecided"
+
+
+def places(entries: Sequence[Entry], verdict: str) -> str:
+    """The sizes with this verdict: "at 1% and 5%", "at every size", or nothing."""
+    sizes = [entry.size for entry in entries if entry.verdict == verdict]
+    if len(sizes) == len(entries) > 1:
+        return "at every size"
+    return f"at {listing(sizes)}" if sizes else ""
 
 
 def signed(gain: Estimate) -> str:
@@ -406,13 +308,3 @@ def listing(names: Sequence[str]) -> str:
     'a, b and c'
     """
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def picture_strip(pixels: NDArray[Any], side: int) -> str:
-    """Square grey pictures side by side, as a PNG in base64."""
-    from matplotlib.image import imsave
-
-    strip = np.hstack([np.pad(row.reshape(side, side), 1) for row in pixels])
-    buffer = io.BytesIO()
-    imsave(buffer, strip, cmap="gray", vmin=0, vmax=255, format="png")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from scoredraw.cli import draw, papers, run, score
+from scoredraw.cli import compare, draw, papers, run, score
 from scoredraw.errors import InputError, MissingExtraError
 
 app = typer.Typer(
@@ -24,7 +24,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: scoredraw draw rows table.parquet --method leverage --size 1% -o kept.parquet",
 )
+comparisons = typer.Typer()
+comparisons.command("rows")(compare.rows)
 for verb, group, text in (
+    ("compare", comparisons, "Which way of drawing is worth it on your data, against uniform."),
     ("score", score.app, "Give every row a score and write them."),
     ("draw", draw.app, "Choose rows by a method's scores and write them, weighted."),
 ):

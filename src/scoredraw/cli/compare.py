@@ -15,10 +15,15 @@ from scoredraw.errors import InputError
 if TYPE_CHECKING:
     from scoredraw.bakeoff.comparison import Comparison
     from scoredraw.bakeoff.rows import Progress
+    from scoredraw.metrics import Estimate
 
+app = typer.Typer()
 COLOURS = {"beats": "bold green", "worse": "red", "undecided": ""}
 
 
+@app.command(
+    epilog="Example: scoredraw compare rows fashion-mnist --sizes 1%,10% --report compare.html"
+)
 def rows(
     data: Annotated[
         str, typer.Argument(metavar="INPUT", help="A table's file, or a data set: fashion-mnist.")
@@ -83,11 +88,11 @@ def rows(
     if report is not None:
         result.page().save(report)
     if as_json:
-        print(result.to_json())
+        typer.echo(result.to_json())
     else:
         print_leaderboard(result)
         if report is not None:
-            print(f"report: {report}")
+            typer.echo(f"wrote {report}")
 
 
 def check_report(path: Path) -> None:
@@ -131,29 +136,43 @@ def print_leaderboard(result: Comparison) -> None:
 
     from scoredraw.bakeoff.comparison import verdicts
     from scoredraw.bakeoff.contenders import BASELINE
+    from scoredraw.bakeoff.display import size_labels
 
+    # a pipe gets lines as long as they need to be, a narrow terminal two lines a cell
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    wide = console.width >= 130
     protocol = result.protocol
+    unit = ", percentage points" if result.examples.classes else ""
     title = (
-        f"{result.examples.name}: gain in {result.metric} over a uniform draw "
+        f"{result.examples.name}: gain in {result.metric} over a uniform draw{unit} "
         f"({protocol['model']}, {protocol['repeats']} repeats)"
     )
     table = Table(title=Text(title), title_justify="left")
-    table.add_column("method")
-    for size, count in zip(protocol["sizes"], protocol["counts"], strict=True):
-        label = f"{size} ({count:,})" if "%" in size else f"{count:,} rows"
-        table.add_column(Text(label), justify="right", no_wrap=True)
+    table.add_column("method", overflow="fold")
+    for label in size_labels(result):
+        table.add_column(Text(label), justify="right")
     table.add_column("against uniform")
     table.add_column("seconds", justify="right")
     for method in result.ranking:
         entries = result.of(method)
-        if method == BASELINE:
-            cells = [Text(f"reaches {entry.value}", style="dim") for entry in entries]
-            table.add_row(method, *cells, "", "", style="dim")
-            continue
-        cells = [Text(str(entry.gain), style=COLOURS[entry.verdict]) for entry in entries]
-        table.add_row(Text(method), *cells, verdicts(entries), f"{entries[0].seconds:.2f}")
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+        baseline = method == BASELINE
+        cells = [
+            Text(
+                shown(result.shown(entry.value if baseline else entry.gain), wide),
+                style=COLOURS[entry.verdict],
+            )
+            for entry in entries
+        ]
+        if baseline:
+            table.add_row(method, *cells, "(reaches)", "", style="dim", end_section=False)
+        else:
+            table.add_row(Text(method), *cells, verdicts(entries), f"{entries[0].seconds:.2f}")
     console.print(table)
     console.print(Text(result.answer))
     for note in result.notes:
         console.print(Text(f"- {note}", style="dim"))
+
+
+def shown(estimate: Estimate, wide: bool) -> str:
+    text = str(estimate)
+    return text if wide else text.replace(" [", "\n[")

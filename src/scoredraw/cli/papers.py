@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from scoredraw import registry
+
+RESULTS = Path(registry.__file__).with_name("results")
+VERDICTS = ("holds", "fails", "undecided")
 
 
 def papers(
@@ -22,11 +26,16 @@ def papers(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON list instead of a table.")
     ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the README's table of papers.")
+    ] = False,
 ) -> None:
     """List the papers behind scoredraw: what they are, where they live here, how far they are."""
     found = registry.papers() if search is None else registry.search(search)
     if as_json:
         typer.echo(json.dumps(records(found), ensure_ascii=False, indent=2))
+    elif as_markdown:
+        typer.echo(table_markdown(found), nl=False)
     elif found:
         _print_table(found)
     else:
@@ -55,16 +64,18 @@ def records(found: Iterable[registry.Paper]) -> list[dict[str, Any]]:
 
 
 def table_markdown(found: Iterable[registry.Paper] | None = None) -> str:
-    """The papers as a Markdown table: number, title (linked), room, status, methods.
+    """The papers as a Markdown table: number, title (linked), room, status, claims, methods.
 
-    Methods are the names that `--method` takes, or else the paper's functions and classes.
+    Claims are those that hold of those tested in the committed run; methods the names that
+    `--method` takes, or else the paper's functions and classes.
 
     >>> print(table_markdown([registry.paper(35)]))
-    | # | paper | room | status | methods |
-    | ---: | --- | --- | --- | --- |
+    | # | paper | room | status | claims | methods |
+    | ---: | --- | --- | --- | --- | --- |
     | 35 | [Fast Sampling of Diffusion Models with Exponential Integrator](https://...) | ...
     """
-    lines = ["| # | paper | room | status | methods |", "| ---: | --- | --- | --- | --- |"]
+    lines = ["| # | paper | room | status | claims | methods |"]
+    lines.append("| ---: | --- | --- | --- | --- | --- |")
     for paper in registry.papers() if found is None else found:
         title = f"[{paper.title}]({paper.url})" if paper.url else paper.title
         names = [method.name for method in registry.methods() if method.paper == paper.number]
@@ -74,10 +85,21 @@ def table_markdown(found: Iterable[registry.Paper] | None = None) -> str:
             title.replace("|", r"\|"),
             paper.room,
             paper.status,
+            _claims(paper),
             ", ".join(f"`{name}`" for name in names),
         )
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines) + "\n"
+
+
+def _claims(paper: registry.Paper) -> str:
+    """How the claims came out in the committed run, or nothing."""
+    path = RESULTS / f"{paper.number:02d}-{paper.slug}.json"
+    if not path.exists():
+        return ""
+    verdicts = [claim["verdict"] for claim in json.loads(path.read_text("utf-8"))["claims"]]
+    counts = [(verdicts.count(v), v.replace("holds", "hold")) for v in VERDICTS]
+    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
 
 
 def _print_table(found: Iterable[registry.Paper]) -> None:

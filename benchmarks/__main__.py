@@ -1,0 +1,75 @@
+"""`python -m benchmarks`: run the lines, print the table, keep what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from threadpoolctl import threadpool_info
+
+from benchmarks import files, matrices, races
+from benchmarks.contest import Contest, Limit, Line, run, table
+
+BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
+    "leverage": matrices.leverage,
+    "draw": files.draw,
+    "keys": races.keys,
+    "calibrate": races.calibrate,
+    "lewis": matrices.lewis,
+}
+PEERS = ("scipy", "pyarrow", "statsmodels")
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Line]:
+    """Run the named benchmarks (all by default) and return their lines."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    listed = ", ".join(BENCHMARKS)
+    parser.add_argument("name", nargs="*", help=f"which: {listed} (all if not given)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the measurements")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns a side (7)")
+    parser.add_argument("--tiny", action="store_true", help="small inputs, no verdicts")
+    asked = parser.parse_args(arguments)
+    unknown = [name for name in asked.name if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"name: got {unknown[0]!r}, want one of {listed}")
+    if asked.repeats < 1:
+        parser.error(f"--repeats: got {asked.repeats}, want at least 1")
+    if asked.out is not None and not asked.out.parent.is_dir():
+        parser.error(f"--out: got {asked.out}, want a file in an existing folder")
+    screen, lines = Console(), []
+    with screen.status("starting") as status:
+        for name in asked.name or BENCHMARKS:
+            status.update(name)
+            for entry in BENCHMARKS[name](tiny=asked.tiny):
+                status.update(f"{name}: {entry.what}")
+                lines.append(run(entry, asked.repeats, judged=not asked.tiny))
+                del entry  # its arrays, before the next ones are made
+    screen.print(table(lines))
+    if asked.out is not None:
+        write(asked.out, lines, asked.tiny)
+    return lines
+
+
+def write(path: Path, lines: list[Line], tiny: bool) -> None:
+    """The lines as JSON, with the commit, the machine, the date and the versions."""
+    from scoredraw.reports import plain, stamp, write_text
+
+    versions = {name: metadata.version(name) for name in PEERS}
+    blas = [
+        {key: pool[key] for key in ("internal_api", "version", "num_threads", "architecture")}
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
+    made: dict[str, Any] = {"scale": "tiny" if tiny else "full"}
+    made["environment"] = {**stamp(), **versions, "blas": blas}
+    made["lines"] = lines
+    write_text(path, json.dumps(plain(made), indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
