@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "calibrate": races.calibrate,
     "lewis": matrices.lewis,
 }
+WIDTH = 170  # of the table in a file or a log
 PEERS = ("scipy", "pyarrow", "statsmodels")
 
 
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     if asked.out is not None and not asked.out.parent.is_dir():
         parser.error(f"--out: got {asked.out}, want a file in an existing folder")
     screen, lines = Console(), []
+    if not screen.is_terminal:
+        screen.width = WIDTH
     with screen.status("starting") as status:
         for name in asked.name or BENCHMARKS:
             status.update(name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
@@ -116,12 +117,12 @@ def _verdict(ratio: float, at_most: float | None, judged: bool) -> str | None:
 
 def table(lines: Iterable[Line]) -> Table:
     """The lines as a person reads them: best (median) of each side, ratio, target, verdict."""
-    shown = Table(title="best (median) of the repeats", title_justify="left")
-    for heading, side in (
-        ("what", "left"), ("against", "left"), ("ours", "right"), ("peer", "right"),
-        ("ratio", "right"), ("target", "right"), ("verdict", "left"),
-    ):  # fmt: skip
-        shown.add_column(heading, justify=side)  # type: ignore[arg-type]
+    shown = Table(box=box.SIMPLE, caption="best (median) of the turns", caption_justify="left")
+    for heading in ("what", "against"):
+        shown.add_column(heading)
+    for heading in ("ours", "peer", "ratio", "target"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("verdict", no_wrap=True)
     for line in lines:
         target = "" if line.at_most is None else _asked(line)
         shown.add_row(

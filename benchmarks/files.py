@@ -21,7 +21,7 @@ GROUP_ROWS = 500_000
 
 
 def draw(*, tiny: bool = False) -> Iterator[Contest | Limit]:
-    """`scoredraw draw rows --method leverage --size 1%`: its time in a process, its memory alone."""
+    """The time of `scoredraw draw rows --method leverage --size 1%`, and its memory."""
     from scoredraw.cli.draw import rows
 
     n, d = (20_000, 8) if tiny else (8_000_000, 32)

@@ -17,18 +17,17 @@ Float = npt.NDArray[np.float64]
 
 def leverage(*, tiny: bool = False) -> Iterator[Contest]:
     """Exact leverage scores against the two products of the floor, QR and statsmodels."""
-    import scipy.linalg
-
     n, d = (20_000, 16) if tiny else (1_000_000, 64)
     A = _matrix(n, d)
-    what = f"leverage scores, {n:,} x {d} float64"
+    yield _against_products(A)
+    yield _against_qr(A)
+    yield _against_statsmodels(A[: n // 5])
+
+
+def _against_products(A: Float) -> Contest:
+    """What is left when all but the arithmetic is taken away; the product's pages are not new."""
+    d = A.shape[1]
     factor, product = _matrix(d, d), np.empty_like(A)
-
-    def ours() -> Float:
-        return leverage_scores(A, method="gram")
-
-    def auto() -> Float:
-        return leverage_scores(A)
 
     def floor() -> tuple[Float, Float]:
         return A.T @ A, np.matmul(A, factor, out=product)
@@ -38,21 +37,25 @@ def leverage(*, tiny: bool = False) -> Iterator[Contest]:
         np.testing.assert_allclose(scores[:1000], (whitened * A[:1000]).sum(1), rtol=1e-8)
         np.testing.assert_allclose(scores.sum(), d, rtol=1e-9)
 
-    yield Contest(what, "AᵀA and A·(d x d)", auto, floor, is_the_diagonal, 1.6)
+    peer = "AᵀA and A·(d x d)"
+    return Contest(_leverage_of(A), peer, lambda: leverage_scores(A), floor, is_the_diagonal, 1.6)
 
-    columns = np.asfortranarray(A)  # as LAPACK wants it
+
+def _against_qr(A: Float) -> Contest:
+    import scipy.linalg
+
+    columns = np.asfortranarray(A)  # as LAPACK wants it; not on its clock
 
     def qr() -> Float:
         q, _ = scipy.linalg.qr(columns, mode="economic", check_finite=False)
-        return np.einsum("ij,ij->i", q, q)
+        return np.asarray(np.einsum("ij,ij->i", q, q))
 
-    yield Contest(what, "scipy.linalg.qr, row norms", ours, qr, _close, 1 / 5, repeats=3)
-    del columns
-    yield from _statsmodels(A[:200_000], tiny)
+    peer = "scipy.linalg.qr, row norms"
+    return Contest(_leverage_of(A), peer, lambda: leverage_scores(A), qr, _close, 1 / 5, repeats=3)
 
 
-def _statsmodels(A: Float, tiny: bool) -> Iterator[Contest]:
-    """The hat diagonal of a fitted model: an SVD of A, so on fewer rows, and n x d held thrice."""
+def _against_statsmodels(A: Float) -> Contest:
+    """The hat diagonal of a fitted model takes an SVD of A: hence fewer rows."""
     from statsmodels.regression.linear_model import OLS
     from statsmodels.stats.outliers_influence import OLSInfluence
 
@@ -61,9 +64,8 @@ def _statsmodels(A: Float, tiny: bool) -> Iterator[Contest]:
     def hat() -> Float:
         return np.asarray(OLSInfluence(OLS(y, A).fit()).hat_matrix_diag)
 
-    what = f"leverage scores, {len(A):,} x {A.shape[1]} float64"
     peer = "statsmodels OLSInfluence"
-    yield Contest(what, peer, lambda: leverage_scores(A), hat, _close, repeats=3)
+    return Contest(_leverage_of(A), peer, lambda: leverage_scores(A), hat, _close, repeats=3)
 
 
 def lewis(*, tiny: bool = False) -> Iterator[Contest]:
@@ -82,10 +84,8 @@ def lewis(*, tiny: bool = False) -> Iterator[Contest]:
 
     def is_fixed(weights: Float, gram: Float) -> None:
         inverse = np.linalg.inv((A / weights[:, None]).T @ A)  # W^{1 - 2/p} with p = 1
-        some = A[:1000]
-        np.testing.assert_allclose(
-            weights[:1000] ** 2, ((some @ inverse) * some).sum(1), rtol=1e-8
-        )
+        again = ((A[:1000] @ inverse) * A[:1000]).sum(1)
+        np.testing.assert_allclose(weights[:1000] ** 2, again, rtol=1e-8)
         np.testing.assert_allclose(weights.sum(), d, rtol=1e-8)
 
     what = f"Lewis weights p = 1, {n:,} x {d}, {info.steps} steps"
@@ -101,6 +101,10 @@ def _matrix(n: int, d: int) -> Float:
     rows = rng.standard_normal((n, d))
     rows *= rng.lognormal(0.0, 1.0, (n, 1))
     return rows
+
+
+def _leverage_of(A: Float) -> str:
+    return f"leverage scores, {len(A):,} x {A.shape[1]} float64"
 
 
 def _close(ours: Any, theirs: Any) -> None:

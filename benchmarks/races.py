@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,12 @@ from scoredraw.sampling import calibrate_inclusion, exponential_keys
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
+
+SCORES: dict[str, Callable[[np.random.Generator, int], Float]] = {
+    "uniform": lambda rng, n: rng.random(n),
+    "lognormal(3)": lambda rng, n: rng.lognormal(0.0, 3.0, n),
+    "Pareto(1.1)": lambda rng, n: rng.pareto(1.1, n),
+}
 
 
 def keys(*, tiny: bool = False) -> Iterator[Contest]:
@@ -55,27 +61,23 @@ def calibrate(*, tiny: bool = False) -> Iterator[Contest]:
     """The water level of capped probabilities against sorting the scores once."""
     n, sizes = (20_000, (200, 6_000)) if tiny else (10_000_000, (100_000, 3_000_000))
     rng = np.random.default_rng(0)
-    pools = {
-        "uniform": lambda: rng.random(n),
-        "lognormal(3)": lambda: rng.lognormal(0.0, 3.0, n),
-        "Pareto(1.1)": lambda: rng.pareto(1.1, n),
-    }
-    for name, make in pools.items():
-        scores = make()
+    for name, make in SCORES.items():
+        scores = make(rng, n)
         for size in sizes:
+            what = f"calibrate_inclusion, {name}, {size:,} of {n:,}"
+            yield _against_sort(what, scores, size)
 
-            def ours(scores: Float = scores, size: int = size) -> tuple[Float, float]:
-                return calibrate_inclusion(scores, size)
 
-            def is_the_level(found: tuple[Float, float], ascending: Float, size: int = size) -> None:
-                q, alpha = found
-                np.testing.assert_allclose(q.sum(), size, rtol=1e-9)
-                np.testing.assert_allclose(alpha, level_of_sorted(ascending, size), rtol=1e-9)
+def _against_sort(what: str, scores: Float, size: int) -> Contest:
+    def is_the_level(found: tuple[Float, float], ascending: Float) -> None:
+        q, alpha = found
+        np.testing.assert_allclose(q.sum(), size, rtol=1e-9)
+        np.testing.assert_allclose(alpha, level_of_sorted(ascending, size), rtol=1e-9)
 
-            yield Contest(
-                f"calibrate_inclusion, {name}, {size:,} of {n:,}", "np.sort",
-                ours, lambda scores=scores: np.sort(scores), is_the_level, 1.0,
-            )  # type: ignore[misc] # fmt: skip
+    return Contest(
+        what, "np.sort", lambda: calibrate_inclusion(scores, size), lambda: np.sort(scores),
+        is_the_level, 1.0,
+    )  # fmt: skip
 
 
 def level_of_sorted(ascending: Float, size: int) -> float:

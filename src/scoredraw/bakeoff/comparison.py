@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoredraw.bakeoff import models
-from scoredraw.bakeoff.contenders import BASELINE
+from scoredraw.bakeoff.contenders import BASELINE, parse
 from scoredraw.bakeoff.features import COMPONENTS, LEVELS, Examples
 from scoredraw.errors import require
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
@@ -205,6 +205,11 @@ class Comparison:
             "Seconds are one core's, to score the training rows and draw once.",
             *self._feature_notes(),
         ]
+        winners = dict.fromkeys(e.method for e in self.entries if e.verdict == "beats")
+        for name in winners:
+            method = parse(name, examples.task).method
+            if method.name != BASELINE:
+                notes.append(f"{method.name}: {method.summary}")
         if any(":" in method or "@" in method for method in protocol["methods"]):
             notes.append(
                 "NAME:SCHEME draws by another scheme than the paper's (bottom_k keeps the smallest "

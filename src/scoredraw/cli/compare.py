@@ -136,15 +136,14 @@ def print_leaderboard(result: Comparison) -> None:
 
     from scoredraw.bakeoff.comparison import verdicts
     from scoredraw.bakeoff.contenders import BASELINE
-    from scoredraw.bakeoff.display import size_labels
+    from scoredraw.bakeoff.display import points, size_labels
 
     # a pipe gets lines as long as they need to be, a narrow terminal two lines a cell
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     wide = console.width >= 130
     protocol = result.protocol
-    unit = ", percentage points" if result.examples.classes else ""
     title = (
-        f"{result.examples.name}: gain in {result.metric} over a uniform draw{unit} "
+        f"{result.examples.name}: gain in {result.metric} over a uniform draw{points(result)} "
         f"({protocol['model']}, {protocol['repeats']} repeats)"
     )
     table = Table(title=Text(title), title_justify="left")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.coresets.leverage import materialise, whitening
+from scoredraw.coresets.leverage import materialise, single_threads, whitening
 from scoredraw.draws import Draw
 from scoredraw.errors import require
 from scoredraw.execution import as_blocks
@@ -74,11 +74,12 @@ def embedding_distortions(
     steps: int = 40,
     rng: Rng = 0,
     maximisers: int = 12,
+    workers: int | None = None,
 ) -> list[Distortion]:
     """`embedding_distortion` of many draws from the same rows; the basis is made once.
 
     maximisers: how many rows' maximisers are starts, besides `n_starts` random ones, the same for
-    every draw.
+    every draw. workers: threads (all cores), a draw each.
 
     >>> import numpy as np
     >>> from scoredraw.sampling import uniform
@@ -96,10 +97,13 @@ def embedding_distortions(
         require(draw.n == n, "draw", f"from a pool of {draw.n}", f"from the {n} rows of A")
     starts = generator(rng).standard_normal((n_starts, rank))
     tips = row_maximisers(basis, p) if rank > 2 and p != 2 else starts[:0]
-    return [
-        _one(basis, np.bincount(d.indices, d.weights, n), p, starts, tips, maximisers, steps)
-        for d in draws
-    ]
+
+    def one(draw: Draw) -> Distortion:
+        weights = np.bincount(draw.indices, draw.weights, n)
+        return _one(basis, weights, p, starts, tips, maximisers, steps)
+
+    with single_threads(workers) as pool:
+        return list(pool.map(one, draws))
 
 
 def row_maximisers(basis: Float, p: float) -> Float:

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.coresets.leverage import leverage_scores, materialise, whitening
+from scoredraw.coresets.leverage import leverage_scores, materialise, single_threads, whitening
 from scoredraw.errors import require
-from scoredraw.execution import Engine, as_blocks
+from scoredraw.execution import as_blocks
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -180,16 +178,6 @@ def _orthonormal(matrix: Any) -> Float:
     return np.linalg.qr(np.asarray(matrix @ whitening(matrix).factor))[0]
 
 
-@contextmanager
-def _threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
-    """A thread pool whose threads run BLAS on one core each."""
-    from threadpoolctl import threadpool_limits
-
-    threads = Engine(workers=workers).threads
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool
-
-
 def _positions(rows: Any, n: int) -> Int:
     if rows is None:
         return np.arange(n)
@@ -212,14 +200,14 @@ def _solve(basis: Float, targets: Float, p: float, workers: int | None, solver: 
         grams = WeightedGrams(basis)
         batch = int(np.clip(BATCH_CELLS // len(basis), 16, 512))
         parts = [slice(i, i + batch) for i in range(0, len(targets), batch)]
-        with _threads(workers) as pool:
+        with single_threads(workers) as pool:
             batches = pool.map(lambda s: newton(basis, grams, targets[s], p), parts)
             for part, done in zip(parts, batches, strict=True):
                 sigma[part], gap[part] = done
     if p in (1, np.inf):
         programme = _dual_absolute if p == 1 else _dual_largest
         left = np.flatnonzero(gap > LP_GAP if solver != "newton" else gap < 0)
-        with _threads(workers) as pool:
+        with single_threads(workers) as pool:
             sigma[left] = list(pool.map(lambda i: programme(basis, targets[i]), left))
         gap[left] = 0.0
     if (worst := gap.max(initial=0.0)) > WARN_GAP:
