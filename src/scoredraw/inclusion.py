@@ -26,7 +26,9 @@ def as_scores(scores: Any, name: str = "scores") -> Float:
     values = np.ascontiguousarray(scores, np.float64)
     require(values.ndim == 1, name, f"shape {values.shape}", "one dimension")
     require(values.size > 0, name, "an empty pool", "at least one row")
-    if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspect = not np.isfinite(values.sum())
+    if suspect and not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         require(False, name, f"{values[row]} at row {row}", "finite numbers")
     return values
@@ -35,9 +37,14 @@ def as_scores(scores: Any, name: str = "scores") -> Float:
 def as_measure(size_measure: Any, name: str = "size_measure") -> Float:
     """A size measure as float64 (n,): finite, non-negative, not all zero."""
     values = as_scores(size_measure, name)
+    with np.errstate(over="ignore"):
+        total = values.sum()
+    require(bool(np.isfinite(total)), name, "numbers whose sum overflows", "smaller ones")
     low = values.min()
     require(bool(low >= 0), name, f"{low} at row {int(values.argmin())}", "numbers >= 0")
-    require(bool(values.max() > 0), name, "only zeros", "at least one positive number")
+    high = values.max()
+    require(bool(high > 0), name, "only zeros", "at least one positive number")
+    require(bool(high > 1e-290), name, f"nothing above {high:g}", "numbers with inverses")
     return values
 
 
@@ -52,7 +59,9 @@ def linear(scores: Any, eps: float = 0.01) -> Float:
     """
     s = as_scores(scores)
     require(0 <= eps <= 1, "eps", eps, "0 <= eps <= 1")
-    span = s.max() - s.min()
+    with np.errstate(over="ignore"):
+        span = s.max() - s.min()
+    require(bool(np.isfinite(span)), "scores", "a range that overflows", "smaller numbers")
     return eps + (1 - eps) * (s - s.min()) / span if span > 0 else np.ones_like(s)
 
 
@@ -66,8 +75,9 @@ def softmax(scores: Any, temperature: float = 1.0) -> Float:
     [0.5, 1.0]
     """
     require(temperature > 0, "temperature", temperature, "a positive number")
-    s = as_scores(scores) / temperature
-    return np.exp(s - s.max())
+    s = as_scores(scores)
+    with np.errstate(over="ignore"):  # what lies infinitely far below the best has no chance
+        return np.exp((s - s.max()) / temperature)
 
 
 def rank(scores: Any) -> Float:
@@ -210,5 +220,8 @@ def _sorted_water_level(s: Float, size: float, floor: float, costs: Float | None
     room = size - (rest_cost[0] - rest_cost) - floor * rest_cost
     with np.errstate(divide="ignore", invalid="ignore"):
         level = np.where(room > 0, rest_mass / room, np.inf)
-    fits = level * (1 - floor) > t  # the first row that stays below one fixes the level
-    return float(level[int(np.argmax(fits))])
+    # The first row that stays at or below one fixes the level; where rounding lets none do so
+    # before the rows at one have used up the size, the last row that found room does.
+    fits = (level * (1 - floor) >= t) & (room > 0)
+    first = int(np.argmax(fits)) if fits.any() else int(np.flatnonzero(room > 0)[-1])
+    return float(level[first])

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing it is instant."""
+"""Names of a package that are imported when first used, so that importing it is instant."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ def row_ids(ids: Any, n: int) -> Any:
     """Ids as uint64 (n,), or None for positions; InputError unless one a row, all different."""
     if ids is None:
         return None
-    ids = np.asarray(ids, np.uint64)
+    ids = np.asarray(ids)
+    whole = ids.dtype.kind in "iu"
+    require(whole, "ids", f"dtype {ids.dtype}", "integers (uniforms.hash_ids makes them of text)")
+    ids = ids.astype(np.uint64)
     require(ids.shape == (n,), "ids", f"{len(ids)} ids", f"{n}, one a row")
     require(len(np.unique(ids)) == n, "ids", "duplicate ids", "a different one for each row")
     return ids
@@ -59,10 +62,10 @@ def smallest_keys(
     Since -log(1-u) >= u, a row whose u exceeds s * level has a key above level: one comparison
     spares nearly all rows the rest. The level only filters; any level gives the same rows.
     """
+    ids = row_ids(ids, len(s))
     positive = int(np.count_nonzero(s))
     if k >= positive:
         return np.flatnonzero(s), np.inf
-    ids = row_ids(ids, len(s))
     level = _key_level(s, k + 1, exponential)
     while True:
         rows, keys = _candidates(s, level, uniforms, ids, stream, exponential)

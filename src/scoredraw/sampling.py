@@ -84,6 +84,7 @@ def poisson(
     """
     s, n = as_measure(size_measure), len(size_measure)
     if by is not None:
+        require(costs is None, "costs", "costs and strata", "one or the other")
         return _by_strata(poisson, s, size, by, ids, rng, floor=floor)
     if costs is None:
         require(size <= n, "size", size, f"at most the pool's {n}")
@@ -195,7 +196,7 @@ def systematic(
         rows = np.argsort(np.concatenate([u for _, u in chunks]), kind="stable")
     open_ = rows[(q[rows] > 0) & (q[rows] < 1)]
     certain = np.flatnonzero(q >= 1)
-    offset = uniforms.block(0, 1, stream="systematic", round=_own_round(ids))[0]
+    offset = uniforms.block(0, 1, stream="systematic", round=_own_round(ids, len(s)))[0]
     points = np.arange(k - len(certain)) + offset
     kept = np.sort(np.concatenate([certain, open_[_cells(q[open_], points, len(points))]]))
     return _unequal(kept, q[kept], s, "systematic", "fixed")
@@ -246,7 +247,8 @@ def multinomial(
     s, k = as_measure(size_measure), _count(size, None)
     if by is not None:
         return _by_strata(multinomial, s, k, by, ids, rng)
-    points = np.sort(RowUniforms(rng).block(0, k, stream="multinomial", round=_own_round(ids)))
+    round_ = _own_round(ids, len(s))
+    points = np.sort(RowUniforms(rng).block(0, k, stream="multinomial", round=round_))
     kept = _cells(s, points, 1.0)
     expected = k * (s[kept] / s.sum())
     return _weighted(kept, expected, s, "multinomial", {"design": "replacement"})
@@ -270,8 +272,8 @@ def residual(
     # A product that is whole but for rounding is whole: 4 * (1/4) must give its copy for certain.
     whole = np.floor(expected + 1e-12 * expected)
     certain = np.repeat(np.arange(len(s)), whole.astype(np.int64))
-    rest = k - len(certain)
-    points = np.sort(RowUniforms(rng).block(0, rest, stream="residual", round=_own_round(ids)))
+    rest, round_ = k - len(certain), _own_round(ids, len(s))
+    points = np.sort(RowUniforms(rng).block(0, rest, stream="residual", round=round_))
     left = np.maximum(expected - whole, 0.0)
     kept = np.concatenate([certain, _cells(left, points, 1.0)]) if len(points) else certain
     info = {"design": "residual", "certain": len(certain)}
@@ -300,6 +302,7 @@ def top_k(
     s = as_scores(scores)
     v = -s if largest else s
     if costs is not None:
+        require(by is None, "costs", "costs and strata", "one or the other")
         kept = _affordable(v, size, costs, rng, ids)
     else:
         k = _count(size, len(s))
@@ -364,9 +367,9 @@ def _affordable(v: Float, budget: float, costs: Any, rng: Rng, ids: Any) -> Int:
     return np.sort(order[:fitting])
 
 
-def _own_round(ids: Any) -> int:
+def _own_round(ids: Any, n: int) -> int:
     """Schemes that draw points, not rows, take others in each stratum: its first id tells."""
-    return 0 if ids is None else int(ids[0])
+    return 0 if ids is None else int(row_ids(ids, n)[0])
 
 
 def _unequal(kept: Int, q: Float, s: Float, method: str, design: str) -> Draw:
@@ -423,6 +426,8 @@ def _by_strata(
     back = np.argsort(entries, kind="stable")
     first = parts[0]
     known = first.inclusion is not None
+    design = first.info["design"]  # certain copies have lost their place at the front
+    design = None if design == "residual" else design
     return Draw(
         entries[back],
         np.concatenate([p.weights for p in parts])[back],
@@ -431,5 +436,5 @@ def _by_strata(
         first.unbiased,
         s[entries[back]],
         method=f"{first.method} by strata",
-        info={"design": first.info["design"], "strata": strata[back]},
+        info={"design": design, "strata": strata[back]},
     )

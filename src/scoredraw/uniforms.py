@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.errors import InputError, require
+
 Float = npt.NDArray[np.float64]
 UInt = npt.NDArray[np.uint64]
 
@@ -57,7 +59,8 @@ class RowUniforms:
         first = start // 4
         if stop <= start:
             return np.zeros(0, np.uint64)
-        philox = np.random.Philox(key=self.key, counter=[first, round, _stream(stream), 0])
+        counter = np.array([first, round, _stream(stream), 0], np.uint64)  # rounds reach 2^64
+        philox = np.random.Philox(key=self.key, counter=counter)
         return np.asarray(philox.random_raw(stop - 4 * first)[start - 4 * first :], np.uint64)
 
     def block(self, start: int, stop: int, *, stream: str, round: int = 0) -> Float:
@@ -67,7 +70,8 @@ class RowUniforms:
     def at(self, ids: Any, *, stream: str, round: int = 0) -> Float:
         """The uniforms of the rows with these ids, float64 (k,): `block`'s values, anywhere."""
         ids = np.asarray(ids, np.uint64)
-        # NumPy's Philox steps the counter before it enciphers it, hence the + 1 (with its carry).
+        # NumPy's Philox steps the counter before it enciphers it, hence the + 1; ids // 4 leaves
+        # two bits free, so that it never carries.
         low = ids // np.uint64(4) + np.uint64(1)
         counter = (low, np.uint64(round), np.uint64(_stream(stream)), np.uint64(0))
         return _unit(np.choose((ids % np.uint64(4)).astype(np.intp), _philox(counter, self.key)))
@@ -96,6 +100,7 @@ def hash_ids(values: Any) -> UInt:
     of randomised bytes, over the whole column at once: h = sum_j t[byte_j] B^j, then mixed.
 
     values: Arrow array, NumPy array or sequence of n integers or strings; -> uint64 (n,).
+    Raises InputError for missing ids and for types that have no text.
     Time O(bytes), memory 24 bytes a byte of text.
 
     >>> a = hash_ids(["ann", "bob", "eve"])
@@ -107,9 +112,17 @@ def hash_ids(values: Any) -> UInt:
     column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
+    missing = column.null_count
+    require(missing == 0, "ids", f"{missing} missing ids", "one in every row")
+    if not len(column):
+        return np.zeros(0, np.uint64)
     if pa.types.is_integer(column.type):
         return _mix(column.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64))
-    text = column.cast(pa.large_string()).cast(pa.large_binary())
+    try:
+        binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        text = (column if binary else column.cast(pa.large_string())).cast(pa.large_binary())
+    except pa.ArrowException:
+        raise InputError(f"ids: got type {column.type}, want integers or text") from None
     offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
     data = text.buffers()[2]
     bytes_ = np.frombuffer(data, np.uint8)[: offsets[-1]] if data else np.zeros(0, np.uint8)

@@ -93,15 +93,15 @@ def bind(
     entry = registry.method(kind, method)
     score = registry.resolve(entry.function, entry.extra) if entry.function else None
     own = registry.resolve(entry.draw, entry.extra) if entry.draw else None
+    for name in options:
+        can = [name for name in OPTIONS if any(_takes(f, name) for f in (score, own) if f)]
+        takes = ", ".join(can) or "no options"
+        require(name in can, name, f"an option that {method} does not have", takes)
     if not entry.function:  # uniform: nothing to score
         return Job(entry, count(source), None, None)
     workers = engine.workers if engine else None
     known = {"engine": engine, "rng": seed, "workers": workers, "p": DEFAULT_P.get(method, 1.0)}
     progress = engine.progress if engine else None
-    for name in options:
-        can = [name for name in OPTIONS if any(_takes(f, name) for f in (score, own) if f)]
-        takes = ", ".join(can) or "no options"
-        require(name in can, name, f"an option that {method} does not have", takes)
     if kind == "rows":
         matrix = rows_matrix(source, target, columns, exclude)
         data: tuple[Any, ...] = (matrix,)
@@ -165,7 +165,11 @@ def draw(
     if method is not None:
         job = bind(kind, source, method, seed=seed, **options)
     else:
+        require(not options, next(iter(options), ""), "an option beside scores", "no options")
         job = given_scores(kind, scores)
+        if source is not None:
+            n = count(source)
+            require(job.n == n, "scores", f"{job.n:,} scores", f"{n:,}, one a row")
     return draw_job(job, size, exclude_rows=exclude_rows, seed=seed, **chosen)
 
 
@@ -256,8 +260,14 @@ def rows_matrix(
     if array:
         column = np.asarray(target, np.float64)
         require(column.shape == (source.shape[0],), "target", f"shape {column.shape}", "one a row")
+        if hasattr(source, "tocsr"):
+            from scipy.sparse import hstack
+
+            return as_blocks(hstack([source, column[:, None]], format="csr"))
         return as_blocks(np.column_stack([source, column]))
     table = open_table(source)
+    named = target is None or isinstance(target, str)
+    require(named, "target", f"a {type(target).__name__}", "a column's name, for a table")
     names = columns if columns is not None else table.numeric_columns(exclude)
     if target is not None and target not in names:
         table.require_columns([target], "target")
@@ -292,7 +302,8 @@ def _restricted(
     n = len(values)
     kept, gone = _positions(keep, n, "keep"), _positions(exclude, n, "exclude")
     both = np.intersect1d(kept, gone)
-    require(not len(both), "exclude", f"row {both[:1]}, which is also kept", "one or the other")
+    if len(both):
+        require(False, "exclude", f"row {both[0]}, which is also kept", "one or the other")
     if not len(kept) and not len(gone):
         return _by_scheme(scheme, values, size, by, ids, costs, seed)
     open_ = np.ones(n, bool)
@@ -320,7 +331,7 @@ def _restricted(
     info = dict(part.info)
     if strata is not None:  # the certain rows are a stratum of their own
         info["strata"] = np.concatenate([np.full(len(kept), -1), strata])[order]
-    if info["design"] == "residual":
+    if info["design"] in ("residual", "replacement"):  # the rows kept for certain are not drawn
         info["design"] = None
     return replace(
         part, indices=rows[order], weights=np.concatenate([ones, part.weights])[order], n=n,
@@ -345,7 +356,9 @@ def _by_scheme(
 def _positions(rows: Any, n: int, argument: str) -> Int:
     found = np.unique(np.asarray([] if rows is None else rows, np.int64))
     inside = not len(found) or (found[0] >= 0 and found[-1] < n)
-    require(bool(inside), argument, f"row {found[-1:]}", f"rows from 0 to {n - 1}")
+    if not inside:
+        odd = found[0] if found[0] < 0 else found[-1]
+        require(False, argument, f"row {odd}", f"rows from 0 to {n - 1}")
     return found
 
 

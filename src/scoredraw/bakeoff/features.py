@@ -252,11 +252,12 @@ class Encoder:
     ) -> None:
         self.examples, self.vectors = examples, vectors
         train = self._numbers(rows)
-        self.centre = train.mean(axis=0)
         spread = train.std(axis=0)
+        self.kept = spread > 0  # what is constant here says nothing
+        self.centre = train.mean(axis=0)[self.kept]
         shared_unit = examples.numeric.dtype == np.uint8
-        self.scale = np.ones_like(spread) if shared_unit else np.where(spread > 0, spread, 1.0)
-        self.rotation = principal_axes((train - self.centre) / self.scale, components)
+        self.scale = np.ones(len(self.centre)) if shared_unit else spread[self.kept]
+        self.rotation = principal_axes(self._standard(train), components)
         self.levels = {
             name: common_levels(codes[rows], len(levels))
             for name, (codes, levels) in examples.categories.items()
@@ -271,16 +272,19 @@ class Encoder:
             numbers /= 255
         return numbers if self.vectors is None else np.hstack([numbers, self.vectors[rows]])
 
+    def _standard(self, numbers: Float) -> Float:
+        return (numbers[:, self.kept] - self.centre) / self.scale
+
     def transform(self, rows: Int) -> Float:
         """The features of these rows."""
-        parts = [(self._numbers(rows) - self.centre) / self.scale]
+        parts = [self._standard(self._numbers(rows))]
         if self.rotation is not None:
             parts[0] = parts[0] @ self.rotation
-        for name, kept in self.levels.items():
+        for name, (kept, others) in self.levels.items():
             codes = self.examples.categories[name][0][rows]
-            indicators = codes[:, None] == kept
-            other = ~indicators.any(axis=1, keepdims=True)
-            parts.append(np.hstack([indicators, other]).astype(np.float64))
+            parts.append((codes[:, None] == kept).astype(np.float64))
+            if others:
+                parts.append(1 - parts[-1].sum(axis=1, keepdims=True))
         if self.words is not None and self.examples.texts is not None:
             parts.append(self.words.transform([self.examples.texts[i] for i in rows]))
         return np.ascontiguousarray(np.hstack(parts))
@@ -294,11 +298,11 @@ def principal_axes(centred: Float, components: int) -> Float | None:
     return np.ascontiguousarray(axes)
 
 
-def common_levels(codes: Int, levels: int) -> Int:
-    """The codes seen, the commonest `LEVELS` at most (the earlier code where counts are equal)."""
+def common_levels(codes: Int, levels: int) -> tuple[Int, bool]:
+    """The commonest codes, `LEVELS` at most (the earlier of equals), and whether there are more."""
     counts = np.bincount(codes, minlength=levels)
-    order = np.argsort(-counts, kind="stable")[:LEVELS]
-    return order[counts[order] > 0]
+    seen = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    return seen[:LEVELS], len(seen) > LEVELS
 
 
 def fit_words(texts: list[str], components: int) -> Any:

@@ -113,7 +113,7 @@ def sensitivity_plus_leverage(A: Any, p: float, *, workers: int | None = None) -
 
 
 class SplitScores(NamedTuple):
-    """Scores (n,), the number of virtual copies (n,), and the leverage of each row's copies (n,)."""
+    """The scores, the number of virtual copies, the leverage of each row's copies; (n,) each."""
 
     scores: Float
     copies: Int
@@ -131,9 +131,9 @@ def split_scores(
 ) -> SplitScores:
     """Sensitivity and flattened leverage, for p > 2: s_i = σ_i/𝔖 + τ'_i/d.
 
-    Row i stands for k_i = ⌈σ_i size/𝔖⌉ copies scaled by k_i^{-1/p}, which leaves ‖Ax‖_p as it is for
-    every x and each copy with a sensitivity of at most 𝔖/size. τ'_i = k_i^{1-2/p} a_iᵀG'⁻¹a_i, with
-    G' = Σ k_i^{1-2/p} a_i a_iᵀ, is the leverage of its copies together. The copies are never made.
+    Row i stands for k_i = ⌈σ_i size/𝔖⌉ copies scaled by k_i^{-1/p}, which leaves ‖Ax‖_p as it is
+    for every x and each copy with a sensitivity of at most 𝔖/size. τ'_i = k_i^{1-2/p} a_iᵀG'⁻¹a_i,
+    G' = Σ k_i^{1-2/p} a_i a_iᵀ, is the leverage of its copies together. They are never made.
 
     A: (n, d) as in `lp_sensitivities`; 2 < p < ∞; size: the rows to be drawn; sensitivities: (n,)
     if already known, or upper bounds of them. -> `SplitScores`; τ' sums to the rank, s to two.
@@ -267,7 +267,7 @@ def sensitivity_upper_bounds(A: Any, p: float, *, engine: Engine | None = None) 
     return lewis_bounds(weights, p, info.rank)[1]
 
 
-def _scale_rows(rows: Any, scale: Float) -> Any:
+def _scale_rows(rows: Any, scale: npt.NDArray[Any]) -> Any:
     if isinstance(rows, np.ndarray):
         return rows * scale[:, None]
     from scipy.sparse import diags_array

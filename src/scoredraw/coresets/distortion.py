@@ -99,7 +99,7 @@ def embedding_distortions(
     tips = row_maximisers(basis, p) if rank > 2 and p != 2 else starts[:0]
 
     def one(draw: Draw) -> Distortion:
-        weights = np.bincount(draw.indices, draw.weights, n)
+        weights = np.bincount(draw.indices, draw.weights, n).astype(np.float64)
         return _one(basis, weights, p, starts, tips, maximisers, steps)
 
     with single_threads(workers) as pool:
@@ -197,9 +197,7 @@ def _parts(
     return value, p * (slopes[0] / sums[:, :1] - slopes[1] / sums[:, 1:])
 
 
-def _climb(
-    basis: Float, weights: Float, p: float, points: Float, sign: float, steps: int
-) -> Float:
+def _climb(basis: Float, weights: Float, p: float, points: Float, sign: float, steps: int) -> Float:
     """The log ratios reached from `points` by gradient steps, uphill or downhill.
 
     Steps go along the unit gradient on the sphere; a step that helps is taken and the next is

@@ -56,7 +56,8 @@ def leverage_scores(
     2006; the correcting pass is that of CholeskyQR2 (Yamamoto et al. 2015).
 
     >>> import numpy as np
-    >>> leverage_scores(np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0], [1.0, 6.0]])).round(4).tolist()
+    >>> A = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0], [1.0, 6.0]])
+    >>> leverage_scores(A).round(4).tolist()
     [0.5357, 0.3214, 0.25, 0.8929]
     """
     require(method in METHODS, "method", repr(method), f"one of {', '.join(METHODS)}")
@@ -95,7 +96,7 @@ def whitening(A: Any, *, method: str = "auto", engine: Engine | None = None) -> 
 def whiten(
     blocks: Blocks, *, method: str = "auto", engine: Engine | None = None
 ) -> tuple[Float, float]:
-    """`whitening` without its warning, and the condition number of A, columns scaled to norm one."""
+    """`whitening` without its warning, and the condition number (columns scaled to norm one)."""
     if blocks.n < blocks.d:
         return _wide_factor(_dense(materialise(blocks, engine)))
     found = None
@@ -122,7 +123,7 @@ def ridge_leverage_scores(
     columns. Time O(n d²), memory O(d²) and a block a thread.
 
     >>> import numpy as np
-    >>> ridge_leverage_scores(np.eye(2), 1.0).tolist()
+    >>> ridge_leverage_scores(np.eye(2), 1.0).round(12).tolist()
     [0.5, 0.5]
     """
     require(ridge is None or 0 <= ridge < np.inf, "ridge", ridge, "a number >= 0")
@@ -179,9 +180,14 @@ def gram(blocks: Blocks, engine: Engine | None = None, factor: Float | None = No
 def triangle(blocks: Blocks, engine: Engine | None = None) -> Float:
     """R of A = QR: the triangles of the blocks, folded in their order (TSQR)."""
     folded = np.zeros((0, blocks.d))
-    for _, r in map_blocks(lambda block: np.linalg.qr(_dense(block), "r"), blocks, engine=engine):
-        folded = np.linalg.qr(np.vstack([folded, r]), "r")
+    for _, r in map_blocks(lambda block: upper_triangle(_dense(block)), blocks, engine=engine):
+        folded = upper_triangle(np.vstack([folded, r]))
     return folded
+
+
+def upper_triangle(matrix: Float) -> Float:
+    """R of one matrix in memory."""
+    return np.asarray(np.linalg.qr(matrix, "r"), np.float64)
 
 
 def row_norms(blocks: Blocks, factor: Float, engine: Engine | None = None) -> Float:

@@ -135,8 +135,10 @@ def _iterate(
     if basis is not None:
         root = np.eye(rank) * np.exp((1 / p - 0.5) * log_w[0])
     eta = relaxation(p)[0]
-    previous, rises, residual, step = np.inf, 0, np.inf, 0
-    for step in range(1, max_iter + 1):
+    previous = residual = np.inf
+    step = rises = 0
+    while step < max_iter:
+        step += 1
         log_w, residual, total = _pass(blocks, log_w, root, basis, p, eta, engine)
         if residual <= tol:
             break

@@ -154,7 +154,8 @@ def merge_equal_rows(matrix: Any, p: float) -> tuple[Any, Int, Float]:
     row is in group -1. CSR rows are told apart by two random sums, dense rows by their bytes.
     """
     if isinstance(matrix, np.ndarray):
-        key, zero = matrix + 0.0, ~matrix.any(axis=1)  # -0.0 + 0.0 is 0.0
+        key = matrix + 0.0  # -0.0 + 0.0 is 0.0
+        zero = np.asarray(~matrix.any(axis=1))
     else:
         matrix.eliminate_zeros()
         matrix.sort_indices()
@@ -295,7 +296,13 @@ def _duality_gap(
 
 def power(x: Float, exponent: float) -> Float:
     """x ** exponent for x > 0, without NumPy's pow where a cheaper function does."""
-    cheap = {-1.0: np.reciprocal, 0.0: np.ones_like, 0.5: np.sqrt, 1.0: np.copy, 2.0: np.square}
+    cheap: dict[float, Any] = {
+        -1.0: np.reciprocal,
+        0.0: np.ones_like,
+        0.5: np.sqrt,
+        1.0: np.copy,
+        2.0: np.square,
+    }
     function = cheap.get(exponent)
     return np.asarray(x**exponent if function is None else function(x))
 
@@ -366,7 +373,11 @@ def _newton_power(
         change = step @ basis.T / top
         signed = residual / top
         slope = q * (np.sign(signed) * ratio ** (q - 1) * change).sum(1)
-        length = _backtrack(lambda r, q=q: (np.abs(r) ** q).sum(1), signed, change, slope)
+
+        def merit(r: Float, q: float = q) -> Float:
+            return np.asarray((np.abs(r) ** q).sum(1))
+
+        length = _backtrack(merit, signed, change, slope)
         y = y + length[:, None] * step
     return work.result()
 
@@ -407,7 +418,8 @@ def _newton_smoothed(
         length = _backtrack(merit, residual, change, -p * decrement)[:, None]
         y = y + length * step
         residual = y @ basis.T
-        free_dual = dual + length * (curvature * change + weight * (residual - length * change) - dual)
+        before = residual - length * change
+        free_dual = dual + length * (curvature * change + weight * before - dual)
         value, gap = _duality_gap(basis, t, residual, free_dual, p)
         if p == 1:
             at_vertex, vertex_gap = _vertex(basis, t, residual)

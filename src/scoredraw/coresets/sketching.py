@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.coresets.leverage import factor_of_triangle, leverage_scores, row_norms
+from scoredraw.coresets.leverage import (
+    factor_of_triangle,
+    leverage_scores,
+    row_norms,
+    upper_triangle,
+)
 from scoredraw.errors import require
 from scoredraw.execution import Engine, as_blocks, map_blocks
 from scoredraw.uniforms import Rng, RowUniforms
@@ -61,7 +66,7 @@ def sketched_leverage(
         return leverage_scores(blocks, engine=engine)
     uniforms = RowUniforms(rng)
     sketch = countsketch(blocks, buckets, uniforms, engine)
-    factor, _ = factor_of_triangle(np.linalg.qr(sketch, "r"), n)
+    factor, _ = factor_of_triangle(upper_triangle(sketch), n)
     if columns < factor.shape[1]:
         factor = factor @ gaussian(factor.shape[1], columns, uniforms)
     return np.minimum(row_norms(blocks, factor, engine), 1.0)

@@ -23,7 +23,7 @@ from scoredraw.errors import import_extra, require
 STREAM_BLOCK = 1024  # examples of a stream that are decided at a time
 
 
-class RoundSampler(torch.utils.data.Sampler[int]):  # type: ignore[misc]
+class RoundSampler(torch.utils.data.Sampler[int]):
     """A torch sampler that gives round t's examples in epoch t, for any `Rounds`.
 
     `set_epoch(t)` chooses the round, as for `DistributedSampler`, and is how to resume. After a
@@ -112,7 +112,7 @@ class RepeatedRandomSampler(RoundSampler):
         )  # fmt: skip
 
 
-class BernoulliSubset(torch.utils.data.IterableDataset[Any]):  # type: ignore[misc]
+class BernoulliSubset(torch.utils.data.IterableDataset[Any]):
     """A stream thinned to about a share r of it, another share every epoch.
 
     Example i of the stream stays in epoch t if hash(i, t) < r (`BernoulliRounds`): independent
@@ -169,7 +169,7 @@ def epoch_callback(sampler: RoundSampler) -> Any:
     """
     transformers = import_extra("transformers", "language")
 
-    class SetEpoch(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
+    class SetEpoch(transformers.TrainerCallback):  # type: ignore[name-defined]
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # the Trainer counts epochs in fractions; a resumed one begins in the middle
             sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
