@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,26 @@ import pyarrow as pa
 from scoredraw.errors import InputError, require
 from scoredraw.tables import FORMATS, suffix
 
+# What a CSV column may be, in the order in which Arrow tries types: each widens to the next.
+LADDER = [
+    pa.null(),
+    pa.int64(),
+    pa.bool_(),
+    pa.date32(),
+    pa.time32("s"),
+    pa.timestamp("s"),
+    pa.timestamp("ns"),
+    pa.timestamp("s", "UTC"),
+    pa.timestamp("ns", "UTC"),
+    pa.float64(),
+    pa.string(),
+    pa.binary(),
+]
+_JSON_BYTES = 1 << 24  # read at a time; a line must be shorter
+
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path | str) -> Iterator[None]:
     """Whatever a reader says of a broken file, in one line that names the file."""
     try:
         yield
@@ -50,28 +68,33 @@ def open_parts(files: Sequence[Path]) -> list[Any]:
         with _reading(file):
             require(file.stat().st_size > 0, "input", f"{file}, an empty file", "a table")
             parts.append(reader(file))
+            _require_once(parts[-1])
     _unify(parts)
     return parts
 
 
 def memory_part(source: Any) -> Any:
     """A part from a frame, a mapping of columns or an array in memory."""
+    with _reading(f"a {type(source).__name__}"):
+        part = MemoryPart(_memory_table(source))
+    _require_once(part)
+    return part
+
+
+def _memory_table(source: Any) -> pa.Table:
     if isinstance(source, pa.Table):
-        table = source
-    elif isinstance(source, pa.RecordBatch):
-        table = pa.Table.from_batches([source])
-    elif isinstance(source, Mapping):
-        table = _arrays_table(source)
-    elif type(source).__module__.split(".")[0] == "polars":
-        table = source.to_arrow()
-    elif type(source).__module__.split(".")[0] == "pandas":
-        table = pa.Table.from_pandas(source, preserve_index=False)
-    elif type(source).__module__.split(".")[0] == "datasets":
-        table = source.with_format("arrow")[:]
-    else:
-        array = np.asarray(source)
-        table = _arrays_table({"x": array})
-    return MemoryPart(table)
+        return source
+    if isinstance(source, pa.RecordBatch):
+        return pa.Table.from_batches([source])
+    if isinstance(source, Mapping):
+        return _arrays_table(source)
+    if type(source).__module__.split(".")[0] == "polars":
+        return source.to_arrow()
+    if type(source).__module__.split(".")[0] == "pandas":
+        return pa.Table.from_pandas(source, preserve_index=False)
+    if type(source).__module__.split(".")[0] == "datasets":
+        return source.with_format("arrow")[:]
+    return _arrays_table({"x": np.asarray(source)})
 
 
 class MemoryPart:
@@ -167,14 +190,15 @@ class TextPart(ArrowPart):
         handle, name = tempfile.mkstemp(prefix="scoredraw-", suffix=".arrow")
         os.close(handle)
         weakref.finalize(self, Path(name).unlink, missing_ok=True)
-        write = _spool_csv if ".csv" in path.name.lower() else _spool_json
+        write = _spool_csv if suffix(path).startswith(".csv") else _spool_json
         write(path, Path(name), types)
         super().__init__(Path(name))
         self.name = path.name
 
     def retyped(self, types: pa.Schema) -> TextPart:
         """The same file read anew with these types."""
-        return TextPart(self.text, types)
+        with _reading(self.text):
+            return TextPart(self.text, types)
 
 
 def _spool_csv(path: Path, spool: Path, types: pa.Schema | None) -> None:
@@ -194,26 +218,46 @@ def _spool_csv(path: Path, spool: Path, types: pa.Schema | None) -> None:
             return
         except pa.ArrowInvalid as error:
             found = re.search(r"In CSV column #(\d+): .*conversion error", str(error))
-            if not found:
+            name = names[int(found[1])] if found else ""
+            if not found or reader.schema.field(name).type == LADDER[-1]:
                 raise
-            name = names[int(found[1])]
             known = {field.name: field.type for field in reader.schema}
-            known[name] = _wider(known[name])
-
-
-def _wider(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_null(kind):
-        return pa.int64()
-    return pa.float64() if pa.types.is_integer(kind) else pa.string()
+            known[name] = LADDER[LADDER.index(known[name]) + 1]
 
 
 def _spool_json(path: Path, spool: Path, types: pa.Schema | None) -> None:
+    """Types are those of the first lines; if later ones differ, all are looked through first."""
+    try:
+        _stream_json(path, spool, types)
+    except pa.ArrowInvalid:
+        if types is not None:
+            raise
+        _stream_json(path, spool, _json_types(path))
+
+
+def _stream_json(path: Path, spool: Path, types: pa.Schema | None) -> None:
     import pyarrow.json as pajson
 
-    options = pajson.ReadOptions(block_size=1 << 24)
+    options = pajson.ReadOptions(block_size=_JSON_BYTES)
     parse = pajson.ParseOptions(explicit_schema=types)
     reader = pajson.open_json(pa.input_stream(str(path)), read_options=options, parse_options=parse)
     _write(spool, reader.schema, reader)
+
+
+def _json_types(path: Path) -> pa.Schema:
+    """The types that hold every line, from runs of whole lines."""
+    import pyarrow.json as pajson
+
+    kinds: dict[str, pa.DataType] = {}
+    with pa.input_stream(str(path)) as lines:
+        text = rest = b""
+        while (text := lines.read(_JSON_BYTES)) or rest:
+            whole, _, rest = (rest + (text or b"\n")).rpartition(b"\n")
+            if whole.strip():
+                options = pajson.ReadOptions(block_size=len(whole) + 1)
+                schema = pajson.read_json(pa.BufferReader(whole), read_options=options).schema
+                kinds |= {f.name: _join(kinds.get(f.name, f.type), f.type) for f in schema}
+    return pa.schema(list(kinds.items()))
 
 
 def _write(spool: Path, schema: pa.Schema, batches: Any) -> None:
@@ -231,27 +275,41 @@ def _unify(parts: list[Any]) -> None:
             odd = sorted(set(here) ^ set(want)) or here
             came = f"{part.name} with other columns than {first.name} ({', '.join(odd[:5])})"
             raise InputError(f"input: got {came}, want the same columns in every file")
-    common = [_common(parts, name) for name in first.schema.names]
-    schema = pa.schema(common)
-    for i, part in enumerate(parts):
-        if isinstance(part, TextPart) and not part.schema.equals(schema):
-            parts[i] = part.retyped(schema)
+    while True:  # a file may turn out to need a still wider type than the files agreed on
+        schema = pa.schema([_common(parts, name) for name in first.schema.names])
+        narrow = [i for i, part in enumerate(parts) if not part.schema.equals(schema)]
+        if not isinstance(first, TextPart) or not narrow:
+            return
+        for i in narrow:
+            parts[i] = parts[i].retyped(schema)
 
 
 def _common(parts: list[Any], name: str) -> pa.Field:
     kinds = {str(part.schema.field(name).type): part for part in parts}
-    if len(kinds) == 1:
-        return parts[0].schema.field(name).remove_metadata()
-    if not isinstance(parts[0], TextPart):
+    if len(kinds) > 1 and not isinstance(parts[0], TextPart):
         listed = ", ".join(f"{kind} in {part.name}" for kind, part in kinds.items())
         raise InputError(f"input: column {name!r} has types {listed}; want one type in every file")
-    known = [part.schema.field(name).type for part in kinds.values()]
-    known = [kind for kind in known if not pa.types.is_null(kind)]
-    numbers = all(pa.types.is_integer(k) or pa.types.is_floating(k) for k in known)
-    whole = all(pa.types.is_integer(k) for k in known)
-    if len(set(known)) == 1:
-        return pa.field(name, known[0])
-    return pa.field(name, (pa.int64() if whole else pa.float64()) if numbers else pa.string())
+    return pa.field(name, reduce(_join, [part.schema.field(name).type for part in parts]))
+
+
+def _join(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """The narrowest type that may hold the values of both; reading tells whether it does."""
+    if one == other:
+        return one
+    if one in LADDER and other in LADDER:
+        return LADDER[max(LADDER.index(one), LADDER.index(other))]
+    try:  # the lists and structures of JSON
+        pair = [pa.schema([("x", one)]), pa.schema([("x", other)])]
+        return pa.unify_schemas(pair, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        return pa.string()
+
+
+def _require_once(part: Any) -> None:
+    names = part.schema.names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    where = f"{part.name} with two columns" if part.name else "two columns"
+    require(not twice, "input", f"{where} {', '.join(twice)}", "one each")
 
 
 def _arrays_table(arrays: Mapping[str, Any]) -> pa.Table:
@@ -260,15 +318,18 @@ def _arrays_table(arrays: Mapping[str, Any]) -> pa.Table:
     lengths = {}
     for name, values in arrays.items():
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else np.asarray(values)
-        shape = getattr(array, "shape", (len(array),))
+        shape = array.shape if isinstance(array, np.ndarray) else (len(array),)
         require(len(shape) >= 1, "input", f"{name}, a single number", "arrays with rows")
         lengths[name] = len(array)
+        wide = [name] if len(shape) == 1 else [f"{name}{j}" for j in range(math.prod(shape[1:]))]
+        twice = sorted(columns.keys() & set(wide))
+        require(not twice, "input", f"two columns {', '.join(twice)}", "one each")
         if len(shape) == 1:
             columns[name] = pa.array(array) if isinstance(array, np.ndarray) else array
             continue
         flat = array.reshape(len(array), -1)
-        for j in range(flat.shape[1]):
-            columns[f"{name}{j}"] = pa.array(np.ascontiguousarray(flat[:, j]))
+        for j, column in enumerate(wide):
+            columns[column] = pa.array(np.ascontiguousarray(flat[:, j]))
     require(len(set(lengths.values())) <= 1, "input", f"arrays of lengths {lengths}", "one length")
     return pa.table(columns)
 

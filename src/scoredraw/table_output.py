@@ -29,6 +29,7 @@ def require_format(path: str | Path) -> None:
     path = Path(path)
     require(suffix(path) in FORMATS, "out", str(path), "a name ending in " + " or ".join(FORMATS))
     folder = path.parent
+    require(not path.is_dir(), "out", f"{path}, which is a folder", "a file's path")
     require(folder.is_dir(), "out", f"{path} in a folder that does not exist", "an existing folder")
 
 
@@ -47,11 +48,17 @@ def write_table(
     require_format(path)
     meta = {**(schema.metadata or {}), b"scoredraw": json.dumps(provenance).encode()}
     schema = schema.with_metadata(meta)
+    import pyarrow as pa
+
     rows = 0
-    with atomic_path(path) as temporary, _writer(temporary, suffix(path), schema) as write:
-        for batch in batches:
-            write(batch)
-            rows += batch.num_rows
+    try:
+        with atomic_path(path) as temporary, _writer(temporary, suffix(path), schema) as write:
+            for batch in batches:
+                write(batch)
+                rows += batch.num_rows
+    except pa.ArrowException as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"out: cannot write {path}: {why}") from None
     return rows
 
 
@@ -73,8 +80,10 @@ def _writer(path: Path, kind: str, schema: pa.Schema) -> Iterator[Write]:
     elif kind in (".arrow", ".feather"):
         import pyarrow as pa
 
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as ipc:
-            yield ipc.write_batch
+        # A file holds one dictionary a column, batches have their own: they are written out.
+        plain = pa.schema([_decoded(field) for field in schema], metadata=schema.metadata)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, plain) as ipc:
+            yield lambda batch: ipc.write_batch(batch.cast(plain))
     elif kind in (".csv", ".csv.gz"):
         import pyarrow as pa
         import pyarrow.csv as pacsv
@@ -99,6 +108,12 @@ def _writer(path: Path, kind: str, schema: pa.Schema) -> Iterator[Write]:
         arrays: list[pa.RecordBatch] = []
         yield arrays.append
         _write_numpy(path, kind, schema, arrays)
+
+
+def _decoded(field: pa.Field) -> pa.Field:
+    import pyarrow as pa
+
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def _json_lines(batch: pa.RecordBatch) -> bytes:

@@ -79,9 +79,12 @@ def find_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
         anchor = Path(path.anchor) if path.is_absolute() else Path()
         pattern = str(path.relative_to(anchor))
         wild = any(c in pattern for c in "*?[")
-        files = [f for f in anchor.glob(pattern) if f.is_file()] if wild else []
+        found = anchor.glob(pattern) if wild else ()
+        # Hidden files are what a killed writer leaves; a shell's glob passes over them as well.
+        hidden = path.name.startswith(".")
+        files = [f for f in found if f.is_file() and (hidden or not f.name.startswith("."))]
         require(bool(files), "input", f"{path}, which is not there", "a file, a glob or a folder")
-    return sorted(files, key=lambda f: [_number(x) for x in re.split(r"(\d+)", str(f))])
+    return sorted(files, key=_natural)
 
 
 def suffix(path: Path) -> str:
@@ -109,6 +112,8 @@ class Table:
         self.parts = list(parts)
         self.batch_rows = batch_rows
         self.schema: pa.Schema = self.parts[0].schema
+        if not all(part.schema.equals(self.schema) for part in self.parts):
+            self.schema = _optional(self.schema)
         self.starts = np.cumsum([0] + [part.num_rows for part in self.parts])
 
     @property
@@ -142,7 +147,11 @@ class Table:
 
         names = list(self.column_names if columns is None else columns)
         schema = pa.schema([self.schema.field(name) for name in names])
-        return pa.Table.from_batches(self.batches(names), schema=schema)
+        batches = (
+            pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+            for batch in self.batches(names)
+        )
+        return pa.Table.from_batches(batches, schema=schema)
 
     def column(self, name: str, argument: str = "column") -> pa.ChunkedArray:
         """One column in memory."""
@@ -154,7 +163,7 @@ class Table:
         column = self.column(name, argument)
         kind = column.type
         require(numeric_width(kind) == 1, argument, f"{name!r} of type {kind}", "numbers")
-        return np.asarray(column.to_numpy(), np.float64)
+        return np.concatenate([_as_numbers(chunk, 1).reshape(-1) for chunk in column.chunks])
 
     def select(self, rows: Int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The given rows (ascending, repeats allowed) as record batches, reading only near them."""
@@ -239,10 +248,20 @@ def _as_numbers(column: pa.Array, width: int) -> npt.NDArray[Any]:
     import pyarrow as pa
 
     if pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, width).T
+        matrix = np.full((width, len(column)), np.nan)  # flatten passes over missing lists
+        present = column.is_valid().to_numpy(zero_copy_only=False)
+        matrix[:, present] = _as_numbers(column.flatten(), 1).reshape(-1, width).T
+        return matrix
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _optional(schema: pa.Schema) -> pa.Schema:
+    """The schema with every column open to missing values: files may differ in that."""
+    import pyarrow as pa
+
+    return pa.schema([field.with_nullable(True) for field in schema], metadata=schema.metadata)
 
 
 def _indices(rows: Int) -> Any:
@@ -251,8 +270,10 @@ def _indices(rows: Int) -> Any:
     return pa.array(rows)
 
 
-def _number(text: str) -> tuple[int, int | str]:
-    return (0, int(text)) if text.isdigit() else (1, text)
+def _natural(file: Path) -> tuple[list[tuple[int, int | str]], str]:
+    """Numbers by their value; names that differ in leading zeros only by their letters."""
+    parts = re.split(r"([0-9]+)", str(file))
+    return [(0, int(x)) if i % 2 else (1, x) for i, x in enumerate(parts)], str(file)
 
 
 def reserved(table: Table, names: Sequence[str]) -> None:

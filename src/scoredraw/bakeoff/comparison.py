@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from scoredraw.bakeoff import models
 from scoredraw.bakeoff.contenders import BASELINE, parse
-from scoredraw.bakeoff.features import COMPONENTS, LEVELS, Examples
 from scoredraw.errors import require
+from scoredraw.features import COMPONENTS, LEVELS, Examples
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
 from scoredraw.reports import plain, stamp
 

@@ -38,7 +38,7 @@ def build(model: str, task: str, seed: int) -> Any:
 
     classify = task == "classification"
     if model == "logistic":
-        return linear_model.LogisticRegression(max_iter=300)
+        return linear_model.LogisticRegression()
     if model == "ridge":
         return linear_model.RidgeClassifier() if classify else linear_model.Ridge()
     if model == "mlp":

@@ -35,20 +35,20 @@ from scoredraw.bakeoff.contenders import (
     score_contenders,
     seed_of,
 )
-from scoredraw.bakeoff.features import (
+from scoredraw.errors import InputError, require
+from scoredraw.features import (
     Encoder,
     Examples,
     has_sentence_encoder,
     read_examples,
     sentence_vectors,
 )
-from scoredraw.errors import InputError, require
 from scoredraw.journal import Journal, atomic_path
 
 Float = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
 
-SIZES = ("1%", "5%", "10%")
+SIZES = ("1%", "5%", "10%", "20%", "50%")  # the first three that are not too few rows
 TEST_SHARE = 0.2
 DRAWS = 3  # draws of a size in a repeat, where a scheme is random
 UNIFORM_DRAWS = 9  # more of the baseline, so that a gain is not the noise of its reference
@@ -77,7 +77,7 @@ def compare_rows(
     *,
     text: str | None = None,
     methods: Sequence[str] | str | None = None,
-    sizes: Sequence[str | int | float] | str = SIZES,
+    sizes: Sequence[str | int | float] | str | None = None,
     model: str | None = None,
     repeats: int = 10,
     seed: int = 0,
@@ -92,9 +92,10 @@ def compare_rows(
     data: the name of a data set, a path, an Arrow table, a frame, or an (n, d) array; target: the
     column to predict, or n values for an array. text: a column to read as text. methods:
     NAME[:SCHEME][@class], see `bakeoff.contenders`. sizes: counts, or shares ("1%", 0.01) of the
-    training rows. model: "logistic", "ridge", "mlp" or "boosting". max_rows: a larger table is
-    reduced to a uniform sample first. workers: processes, all cores by default; they do not change
-    the result. journal: where finished repeats are kept (a file or a folder); None keeps nothing.
+    training rows; 1%, 5% and 10% unless that is too few. model: "logistic", "ridge", "mlp" or
+    "boosting". max_rows: a larger table is reduced to a uniform sample first. workers: processes,
+    all cores by default; they do not change the result. journal: where finished repeats are kept
+    (a file or a folder); None keeps nothing.
     progress: called as (what, done, all).
 
     Gains are paired over repeats with t intervals that hold for all methods and sizes at once
@@ -114,6 +115,8 @@ def compare_rows(
     examples = at_most(examples, max_rows, seed)
     contenders = parse_all(methods, examples.task)
     held_out = split_size(examples)
+    if sizes is None:
+        sizes = default_sizes(len(examples) - held_out, len(examples.classes))
     labels, counts = read_sizes(sizes, len(examples) - held_out)
     check_strata(contenders, counts, labels, examples)
     encoder = "none"
@@ -190,6 +193,17 @@ def read_sizes(
     require(bool(found), "sizes", "none", wanted)
     counts = tuple(sorted(found))
     return tuple(found[count] for count in counts), counts
+
+
+def default_sizes(train_rows: int, classes: int) -> list[str]:
+    """Three shares, from the first on that keeps ten rows and two of every class.
+
+    >>> default_sizes(9600, 10), default_sizes(120, 3)
+    (['1%', '5%', '10%'], ['10%', '20%', '50%'])
+    """
+    enough = max(10, 2 * classes)
+    shares = [size for size in SIZES if float(size[:-1]) / 100 * train_rows >= enough]
+    return (shares or [SIZES[-1]])[:3]
 
 
 def check_strata(

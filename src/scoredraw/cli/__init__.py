@@ -15,6 +15,8 @@ import typer
 from scoredraw.cli import compare, draw, papers, run, score
 from scoredraw.errors import InputError, MissingExtraError
 
+UsageError = typer.BadParameter.__mro__[1]  # click's, wherever this version of Typer keeps it
+
 app = typer.Typer(
     name="scoredraw",
     help="Score, then draw: choose the rows, examples and answers worth keeping.",
@@ -57,7 +59,11 @@ def options(
 def main() -> None:
     """The `scoredraw` command."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        print(f"scoredraw: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)
     except (InputError, MissingExtraError) as error:
         print(f"scoredraw: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,13 +17,9 @@ if TYPE_CHECKING:
     from scoredraw.bakeoff.rows import Progress
     from scoredraw.metrics import Estimate
 
-app = typer.Typer()
 COLOURS = {"beats": "bold green", "worse": "red", "undecided": ""}
 
 
-@app.command(
-    epilog="Example: scoredraw compare rows fashion-mnist --sizes 1%,10% --report compare.html"
-)
 def rows(
     data: Annotated[
         str, typer.Argument(metavar="INPUT", help="A table's file, or a data set: fashion-mnist.")
@@ -32,11 +28,19 @@ def rows(
     text: Annotated[str | None, typer.Option(help="Column to read as text.", metavar="COL")] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Which: NAME[:SCHEME][@class],... (all good ones).", metavar="A,B"),
+        typer.Option(
+            help="Such as lewis,el2n:poisson,uniform@class: a method, with another scheme, by "
+            "class.",
+            metavar="A,B",
+            show_default="a set that suits the task",
+        ),
     ] = None,
     sizes: Annotated[
-        str, typer.Option(help="Rows to keep: counts or shares.", metavar="N,...")
-    ] = "1%,5%,10%",
+        str | None,
+        typer.Option(
+            help="Rows to keep: counts or shares.", metavar="N,...", show_default="1%,5%,10%"
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="logistic, ridge, mlp or boosting.", show_default="by task")
     ] = None,

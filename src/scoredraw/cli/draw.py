@@ -215,6 +215,7 @@ class Request:
     def _rows_of(self, table: Table, path: Path, argument: str) -> Any:
         """The positions of the rows that another table names by `_row`, or by the --id column."""
         import numpy as np
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         from scoredraw.tables import open_table
@@ -223,9 +224,15 @@ class Request:
         if self.id is None:
             have = "_row" in other.column_names
             require(have, argument, f"{path} without a column _row", "one, or --id COL")
-            return other.numbers("_row", argument).astype(np.int64)
+            rows = other.numbers("_row", argument)
+            require(bool(np.isfinite(rows).all()), argument, f"an empty _row in {path}", "numbers")
+            return rows.astype(np.int64)
         ids, wanted = table.column(self.id, "id"), other.column(self.id, argument)
-        places = pc.index_in(wanted.cast(ids.type), value_set=ids.combine_chunks())
+        try:
+            places = pc.index_in(wanted.cast(ids.type), value_set=ids.combine_chunks())
+        except pa.ArrowException:
+            kinds = f"{wanted.type} in {path}", f"the input's {ids.type}"
+            require(False, argument, f"column {self.id!r} of type {kinds[0]}", kinds[1])
         require(places.null_count == 0, argument, f"{places.null_count} ids of {path} that the "
                 "input does not have", "ids of the input")  # fmt: skip
         return places.to_numpy()
@@ -234,6 +241,8 @@ class Request:
         from scoredraw import verbs
 
         if self.method is None:
+            unused = next((name for name, value in settings.items() if value is not None), None)
+            require(unused is None, str(unused), "an option of --method beside --scores", "one")
             return verbs.given_scores(self.kind, self._given_scores(table))
         aside = tuple(name for name in (self.by, self.id, self.cost) if name)
         return verbs.bind(
@@ -255,7 +264,7 @@ class Request:
         if self.out is None:
             return None
         kind = suffix(self.out)
-        return self.out.with_name(f"{self.out.name[: -len(kind)]}-{size:g}{kind}")
+        return self.out.with_name(f"{self.out.name[: -len(kind)]}-{size}{kind}")
 
     def _write(self, table: Table, draw: Draw, out: Path) -> None:
         import numpy as np

@@ -68,10 +68,10 @@ def leverage_scores(
         return sketched_leverage(blocks, rng=rng, engine=engine)
     if blocks.n < blocks.d:
         return _wide_leverage(blocks, engine)
-    factor, _ = whiten(blocks, method=method, engine=engine)
-    if factor.shape[1] < blocks.d:
-        rank_warning(factor.shape[1], blocks.d, 2)
-    return np.minimum(row_norms(blocks, factor, engine), 1.0)
+    factors, _ = whiten(blocks, method=method, engine=engine)
+    if (rank := factors[-1].shape[1]) < blocks.d:
+        rank_warning(rank, blocks.d, 2)
+    return np.minimum(row_norms(blocks, *factors, engine=engine), 1.0)
 
 
 def whitening(A: Any, *, method: str = "auto", engine: Engine | None = None) -> Whitening:
@@ -87,18 +87,23 @@ def whitening(A: Any, *, method: str = "auto", engine: Engine | None = None) -> 
     """
     require(method in METHODS[:3], "method", repr(method), f"one of {', '.join(METHODS[:3])}")
     blocks = as_blocks(A)
-    factor, _ = whiten(blocks, method=method, engine=engine)
-    if factor.shape[1] < min(blocks.n, blocks.d):
-        rank_warning(factor.shape[1], blocks.d)
-    return Whitening(factor, factor.shape[1])
+    factors, _ = whiten(blocks, method=method, engine=engine)
+    if (rank := factors[-1].shape[1]) < min(blocks.n, blocks.d):
+        rank_warning(rank, blocks.d)
+    return Whitening(product(factors), rank)
 
 
 def whiten(
     blocks: Blocks, *, method: str = "auto", engine: Engine | None = None
-) -> tuple[Float, float]:
-    """`whitening` without its warning, and the condition number (columns scaled to norm one)."""
+) -> tuple[list[Float], float]:
+    """The factors of W, and the condition number of A, columns scaled to norm one.
+
+    Multiplying by the factors one after the other, not by their product, keeps the columns
+    orthogonal to round-off however ill-conditioned A is.
+    """
     if blocks.n < blocks.d:
-        return _wide_factor(_dense(materialise(blocks, engine)))
+        factor, condition = _wide_factor(_dense(materialise(blocks, engine)))
+        return [factor], condition
     found = None
     if method != "qr":
         factor, condition = factor_of_gram(gram(blocks, engine))
@@ -106,8 +111,12 @@ def whiten(
     if not found:
         factor, condition = factor_of_triangle(triangle(blocks, engine), blocks.n)
     if condition > CORRECT_FROM:
-        factor = factor @ _inverse_root(gram(blocks, engine, factor))
-    return factor, condition
+        return [factor, _inverse_root(gram(blocks, engine, factor))], condition
+    return [factor], condition
+
+
+def product(factors: list[Float]) -> Float:
+    return factors[0] if len(factors) == 1 else factors[0] @ factors[1]
 
 
 def ridge_leverage_scores(
@@ -144,7 +153,7 @@ def ridge_leverage_scores(
         squares, vectors = singular**2, right.T
     scale = squares + strength
     factor = vectors[:, scale > 0] / np.sqrt(scale[scale > 0])
-    return np.minimum(row_norms(blocks, factor, engine), 1.0)
+    return np.minimum(row_norms(blocks, factor, engine=engine), 1.0)
 
 
 def default_ridge(squares: Float) -> float:
@@ -168,12 +177,13 @@ def gram(blocks: Blocks, engine: Engine | None = None, factor: Float | None = No
 
     def part(block: Any) -> Float:
         rows = block if factor is None else np.asarray(block @ factor)
-        return _dense(rows.T @ rows)
+        with np.errstate(over="ignore", invalid="ignore"):  # then the QR route is taken
+            return _dense(rows.T @ rows)
 
     width = blocks.d if factor is None else factor.shape[1]
     total = np.zeros((width, width))
-    for _, product in map_blocks(part, blocks, engine=engine):
-        total += product
+    for _, term in map_blocks(part, blocks, engine=engine):
+        total += term
     return total
 
 
@@ -190,20 +200,22 @@ def upper_triangle(matrix: Float) -> Float:
     return np.asarray(np.linalg.qr(matrix, "r"), np.float64)
 
 
-def row_norms(blocks: Blocks, factor: Float, engine: Engine | None = None) -> Float:
-    """‖a_i W‖² of every row."""
+def row_norms(blocks: Blocks, *factors: Float, engine: Engine | None = None) -> Float:
+    """‖a_i W‖² of every row, W the product of the factors."""
     norms = np.empty(blocks.n)
-    for rows, value in map_blocks(lambda b: squared_norms(b, factor), blocks, engine=engine):
+    for rows, value in map_blocks(lambda b: squared_norms(b, *factors), blocks, engine=engine):
         norms[rows] = value
     return norms
 
 
-def squared_norms(block: Any, factor: Float) -> Float:
+def squared_norms(block: Any, *factors: Float) -> Float:
     """‖a_i W‖² of the rows of one block, tile by tile."""
     norms = np.empty(block.shape[0])
     for start in range(0, len(norms), TILE):
-        product = np.asarray(block[start : start + TILE] @ factor)
-        np.einsum("ij,ij->i", product, product, out=norms[start : start + TILE])
+        rows = block[start : start + TILE]
+        for factor in factors:
+            rows = np.asarray(rows @ factor)
+        np.einsum("ij,ij->i", rows, rows, out=norms[start : start + TILE])
     return norms
 
 

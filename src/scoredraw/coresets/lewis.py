@@ -22,6 +22,7 @@ from scoredraw.coresets.leverage import (
     TILE,
     factor_of_gram,
     leverage_scores,
+    product,
     rank_warning,
     whiten,
 )
@@ -125,7 +126,8 @@ def relaxation(p: float) -> tuple[float, float]:
 def _iterate(
     blocks: Blocks, p: float, tol: float, max_iter: int, engine: Engine | None
 ) -> tuple[Float, LewisInfo]:
-    whitener, condition = whiten(blocks, engine=engine)
+    factors, condition = whiten(blocks, engine=engine)
+    whitener = product(factors)
     rank = whitener.shape[1]
     if rank < min(blocks.n, blocks.d):
         rank_warning(rank, blocks.d)
@@ -182,15 +184,15 @@ def _pass(
                 largest = max(largest, worst)
             new[start : start + TILE] = log_tile
             scaled = _scaled(rows, np.exp(np.minimum((0.5 - 1 / p) * log_tile, LARGEST_LOG)))
-            product = scaled.T @ scaled
-            total += product if isinstance(product, np.ndarray) else product.toarray()
+            term = scaled.T @ scaled
+            total += term if isinstance(term, np.ndarray) else term.toarray()
         return new, largest, total
 
     fresh, largest, total = np.empty(blocks.n), 0.0, np.zeros((width, width))
-    for rows, (new, worst, product) in map_blocks(part, blocks, log_w, engine=engine):
+    for rows, (new, worst, term) in map_blocks(part, blocks, log_w, engine=engine):
         fresh[rows] = new
         largest = max(largest, worst)
-        total += product
+        total += term
     return fresh, largest, total
 
 

@@ -77,6 +77,8 @@ def lp_sensitivities(
     if p == 2:
         return leverage_scores(blocks)[wanted]
     merged, group, counts = merge_equal_rows(materialise(blocks), p)
+    if not len(counts):
+        return np.zeros(len(wanted))
     basis = _orthonormal(merged)
     targets = np.unique(group[wanted])
     targets = targets[targets >= 0]

@@ -105,20 +105,29 @@ def score_all(
         if progress is not None:
             progress(done, total)
 
-    runs = [
-        train_probe(
-            x, y, probe=probe, epochs=length, looks=looks, seed=int(seed), after_epoch=after_epoch
-        )
-        for seed in generator(rng).integers(2**31, size=seeds)
-    ]
+    from threadpoolctl import threadpool_limits
+
     results = {}
-    for name in wanted:
-        started = time.perf_counter()
-        scores = _SCORES[name](runs, x, y, early)
-        own = time.perf_counter() - started
-        shared = sum(run.seconds[(early if name in EARLY else epochs) - 1] for run in runs)
-        shared += sum(run.look_seconds for run in runs) if name == "forgetting" else 0.0
-        results[name] = (scores, shared + own)
+    with threadpool_limits(1):  # these products are too small to share out
+        runs = [
+            train_probe(
+                x,
+                y,
+                probe=probe,
+                epochs=length,
+                looks=looks,
+                seed=int(seed),
+                after_epoch=after_epoch,
+            )
+            for seed in generator(rng).integers(2**31, size=seeds)
+        ]
+        for name in wanted:
+            started = time.perf_counter()
+            scores = _SCORES[name](runs, x, y, early)
+            own = time.perf_counter() - started
+            shared = sum(run.seconds[(early if name in EARLY else epochs) - 1] for run in runs)
+            shared += sum(run.look_seconds for run in runs) if name == "forgetting" else 0.0
+            results[name] = (scores, shared + own)
     return results
 
 

