@@ -119,12 +119,13 @@ def look(figure: Figure) -> list[tuple[Series, str, str]]:
 
 
 def lines(axes: Any, figure: Figure, width: int) -> None:
+    dashes = itertools.cycle([(0, (5, 3)), (0, (1, 2)), (0, (8, 3, 1, 3))])
     for series, colour, marker in look(figure):
-        style = (0, (5, 3)) if series.baseline else "-"
+        style = next(dashes) if series.baseline else "-"
         order = 2 if series.baseline else 3
         axes.plot(
             series.x, series.y, color=colour, marker=marker or None, markersize=5,
-            linestyle=style, label=series.name, zorder=order,
+            linestyle=style, label=series.name, zorder=order, markevery=max(1, len(series.x) // 10),
         )  # fmt: skip
         if series.low is not None and series.high is not None:
             axes.fill_between(
@@ -255,7 +256,7 @@ def draw_panels(figure: Figure, width: int) -> Any:
 
 def frame(axes: Any, figure: Figure, width: int, *, labels: bool = True) -> None:
     """Axes, scales, grid and reference line."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     lying = figure.kind == "interval"
     if labels:
@@ -271,6 +272,9 @@ def frame(axes: Any, figure: Figure, width: int, *, labels: bool = True) -> None
         axes.set_yscale("log")
     for axis, logarithmic in ((axes.xaxis, figure.log_x), (axes.yaxis, figure.log_y)):
         if logarithmic:
+            low, high = axis.get_view_interval()
+            if isinstance(axis.get_major_locator(), LogLocator) and high < 100 * low:
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
             axis.set_minor_formatter(NullFormatter())
     if figure.reference is not None:

@@ -13,6 +13,7 @@ read, cannot show. A pass is
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -166,7 +167,12 @@ def _map_ray(
 ) -> Iterator[tuple[slice, Any]]:
     ray = import_extra("ray", "ray")
     if not ray.is_initialized():
-        ray.init(num_cpus=engine.workers, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            num_cpus=engine.workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     task = ray.remote(_compute_range)
     shared = ray.put((function, blocks))
     waiting: deque[Any] = deque()

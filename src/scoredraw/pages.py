@@ -160,11 +160,16 @@ def claims_html(claims: Iterable[Claim]) -> str:
         f'<li class="claim {claim.verdict or "none"}">'
         f'<span class="verdict">{MARKS[claim.verdict]}</span><h3>{escape(claim.name)}</h3>'
         f"<dl><div><dt>the paper says</dt><dd>{escape(claim.paper_says)}</dd></div>"
-        f"<div><dt>measured</dt><dd><b>{escape(cell_text(claim.measured))}</b></dd></div>"
+        f"<div><dt>measured</dt><dd><b>{escape(measured_text(claim.measured))}</b></dd></div>"
         f"<div><dt>holds if</dt><dd>{escape(claim.rule)}</dd></div></dl></li>"
         for claim in claims
     ]
     return section("Claims", f'<ul class="claims">{"".join(items)}</ul>') if items else ""
+
+
+def measured_text(value: Estimate | float | str | None) -> str:
+    text = cell_text(value)
+    return text if isinstance(value, str) else text.replace("-", "−")
 
 
 def notes_html(notes: Sequence[str]) -> str:

@@ -209,19 +209,19 @@ def _spool_csv(path: Path, spool: Path, types: pa.Schema | None) -> None:
     parse = pacsv.ParseOptions(newlines_in_values=True)
     while True:
         convert = pacsv.ConvertOptions(column_types=known, strings_can_be_null=True)
-        reader = pacsv.open_csv(path, parse_options=parse, convert_options=convert)
-        names = reader.schema.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, "input", f"{path.name} with two columns {', '.join(twice)}", "one each")
         try:
+            reader = pacsv.open_csv(path, parse_options=parse, convert_options=convert)
+            names = reader.schema.names
+            twice = ", ".join(sorted({name for name in names if names.count(name) > 1}))
+            require(not twice, "input", f"{path.name} with two columns {twice}", "one each")
+            known = {field.name: field.type for field in reader.schema}
             _write(spool, reader.schema, reader)
             return
         except pa.ArrowInvalid as error:
             found = re.search(r"In CSV column #(\d+): .*conversion error", str(error))
-            name = names[int(found[1])] if found else ""
-            if not found or reader.schema.field(name).type == LADDER[-1]:
+            name = list(known)[int(found[1])] if found else ""
+            if not found or known[name] == LADDER[-1]:
                 raise
-            known = {field.name: field.type for field in reader.schema}
             known[name] = LADDER[LADDER.index(known[name]) + 1]
 
 

@@ -8,14 +8,16 @@ finished is kept.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
 from scoredraw.cli import compare, draw, papers, run, score
 from scoredraw.errors import InputError, MissingExtraError
 
-UsageError = typer.BadParameter.__mro__[1]  # click's, wherever this version of Typer keeps it
+# click's, wherever this version of Typer keeps it
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="scoredraw",
@@ -56,13 +58,20 @@ def options(
     """Score, then draw: choose the rows, examples and answers worth keeping."""
 
 
+def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"scoredraw: note: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """The `scoredraw` command."""
+    warnings.simplefilter("once")
+    warnings.showwarning = _say_warning
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except UsageError as error:
-        print(f"scoredraw: {error.format_message()}", file=sys.stderr)
+        if message := error.format_message():  # none where the help has been shown instead
+            print(f"scoredraw: {message}", file=sys.stderr)
         sys.exit(2)
     except (InputError, MissingExtraError) as error:
         print(f"scoredraw: {error}", file=sys.stderr)

@@ -43,8 +43,8 @@ def sketched_leverage(
 
     The sketch keeps ‖Ax‖² to 1 ± O(d/√r) for every x, and each norm of G has relative standard
     deviation √(2/t). With the defaults no score of a million rows should be off by more than a
-    factor of four, and most are by less than 20 %; for a size measure that is enough. Where r ≥ n the scores are
-    exact. Raises InputError for r < d or t < 1.
+    factor of four, and most are by less than 20 %; for a size measure that is enough. Where r ≥ n
+    the scores are exact. Raises InputError for r < d or t < 1.
 
     Time O(nnz(A) + r d² + nnz(A) t), memory O(r d). The row's bucket and sign are functions of
     (seed, row), so the result has the same bits for any cut of the input. Drineas, Magdon-Ismail,

@@ -223,7 +223,8 @@ class MergeReduce:
         with warnings.catch_warnings():  # a block of a stream may well lack a direction
             warnings.simplefilter("ignore", np.exceptions.RankWarning)
             scaled = sample.rows * (sample.weights ** (1 / self.p))[:, None]
-            scores = lewis_weights(scaled, self.p, tol=1e-3)
+            small = Engine(workers=1) if len(scaled) <= BLOCK_ROWS else None
+            scores = lewis_weights(scaled, self.p, tol=1e-3, engine=small)
         if not scores.any():
             return Sample(sample.rows[:0], sample.positions[:0], sample.weights[:0])
         q, _ = calibrate_inclusion(scores, self.size)
