@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,8 @@ def draw(*, tiny: bool = False) -> Iterator[Contest | Limit]:
         def peak() -> float:
             options = ["--method", "leverage", "--size", "1%", "-o", str(kept), "--json"]
             command = [sys.executable, "-m", "scoredraw", "draw", "rows", str(source), *options]
+            # A child starts with its parent's peak on its books: let that be the shell's.
+            command = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *command]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             return float(json.loads(done.stdout)["peak_rss_mb"])
 
@@ -63,6 +66,7 @@ def write_rows(path: Path, n: int, d: int) -> None:
             columns = rng.standard_normal((d, count), np.float32)
             columns *= rng.lognormal(0.0, 1.0, count).astype(np.float32)
             writer.write_table(pa.table(list(columns), schema=schema), row_group_size=GROUP_ROWS)
+    os.sync()  # or the disk is still busy with it while the first turns are timed
 
 
 def require_rows_of(source: Path, out: Path, n: int, d: int) -> None:

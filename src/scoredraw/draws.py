@@ -124,7 +124,11 @@ class Draw:
         )
 
     def merged(self) -> Draw:
-        """The same draw with each repeated entry once, its weights summed."""
+        """The same draw with each repeated entry once, its weights summed.
+
+        Raises InputError for a draw made in groups, whose `offsets` would no longer fit.
+        """
+        require(self.offsets is None, "merged", "a draw made in groups", "one without offsets")
         rows, where = np.unique(self.indices, return_inverse=True)
         if len(rows) == len(self):
             return self
@@ -136,7 +140,7 @@ class Draw:
             weights=np.bincount(where, self.weights).astype(np.float64),
             inclusion=None if self.inclusion is None else self.inclusion[first],
             scores=None if self.scores is None else self.scores[first],
-            info={**self.info, "design": None},
+            info={**{k: v for k, v in self.info.items() if k != "strata"}, "design": None},
         )
 
     def take(self, data: Any) -> Any:
@@ -235,7 +239,9 @@ class Draw:
             return float(expanded.var(ddof=1) * k) if k > 1 else float("nan")
         if design == "residual":  # the whole copies are certain, the rest is multinomial
             rest = expanded[int(self.info["certain"]) :]
-            return float(rest.var(ddof=1) * len(rest)) if len(rest) > 1 else 0.0
+            if len(rest) == 0:
+                return 0.0
+            return float(rest.var(ddof=1) * len(rest)) if len(rest) > 1 else float("nan")
         if design == "fixed":
             spread = 1 - 1 / weights
             random = spread > 0

@@ -156,7 +156,8 @@ def calibrate_inclusion(
     q = np.empty_like(s)
     for start in range(0, len(s), _CHUNK):
         t, out = s[start : start + _CHUNK], q[start : start + _CHUNK]
-        np.divide(t, alpha, out=out)
+        with np.errstate(over="ignore"):
+            np.divide(t, alpha, out=out)
         if floor:
             out[t > 0] += floor
         np.minimum(out, 1.0, out=out)

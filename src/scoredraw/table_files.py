@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import weakref
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, reduce
@@ -43,7 +44,7 @@ def _reading(path: Path | str) -> Iterator[None]:
     """Whatever a reader says of a broken file, in one line that names the file."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+    except (pa.ArrowException, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
@@ -285,11 +286,12 @@ def _unify(parts: list[Any]) -> None:
 
 
 def _common(parts: list[Any], name: str) -> pa.Field:
-    kinds = {str(part.schema.field(name).type): part for part in parts}
-    if len(kinds) > 1 and not isinstance(parts[0], TextPart):
+    types = [part.schema.field(name).type for part in parts]
+    if any(kind != types[0] for kind in types) and not isinstance(parts[0], TextPart):
+        kinds = {str(kind): part for kind, part in zip(types, parts, strict=True)}
         listed = ", ".join(f"{kind} in {part.name}" for kind, part in kinds.items())
         raise InputError(f"input: column {name!r} has types {listed}; want one type in every file")
-    return pa.field(name, reduce(_join, [part.schema.field(name).type for part in parts]))
+    return pa.field(name, reduce(_join, types))
 
 
 def _join(one: pa.DataType, other: pa.DataType) -> pa.DataType:

@@ -286,6 +286,9 @@ def examples_matrix(
     if isinstance(source, Table):
         names = columns or [name for name in source.column_names if name not in exclude]
         source.require_columns(names, "columns")
+        for name, argument in ((target, "target"), (text, "text")):
+            if isinstance(name, str):
+                source.require_columns([name], argument)
         data = source.read(list(dict.fromkeys([*names, *([text] if text else []), target])))
     examples = read_examples(data, target, text=text, task="classification")
     rows, vectors = np.arange(len(examples)), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -61,7 +63,7 @@ def test_block_and_at_agree_anywhere(seed, start, length, round_) -> None:
 def test_a_block_does_not_depend_on_its_cuts(cuts: list[int]) -> None:
     edges = sorted({0, 300, *cuts})
     uniforms = RowUniforms(11)
-    parts = [uniforms.block(a, b, stream="s") for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [uniforms.block(a, b, stream="s") for a, b in pairwise(edges)]
     np.testing.assert_array_equal(np.concatenate(parts), uniforms.block(0, 300, stream="s"))
 
 
@@ -138,7 +140,8 @@ def test_the_type_that_holds_an_id_does_not_matter() -> None:
     for kind in kinds:
         np.testing.assert_array_equal(hash_ids(pa.array(texts).cast(kind)), want)
     np.testing.assert_array_equal(hash_ids(pa.array(texts).dictionary_encode()), want)
-    np.testing.assert_array_equal(hash_ids(np.array(texts)), want)
+    plain = [text for text in texts if "\x00" not in text]  # NumPy's text has no zero bytes
+    np.testing.assert_array_equal(hash_ids(np.array(plain)), hash_ids(plain))
     assert len(set(want.tolist())) == 5
     whole = hash_ids([1, 2, 127])
     for kind in (np.int8, np.uint8, np.int32, np.uint64):

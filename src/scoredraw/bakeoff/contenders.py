@@ -22,6 +22,7 @@ from scoredraw import registry, sampling
 from scoredraw.draws import Draw
 from scoredraw.errors import InputError, require
 from scoredraw.execution import Engine
+from scoredraw.verbs import DEFAULT_P
 
 Float = NDArray[np.float64]
 
@@ -36,7 +37,6 @@ DEFAULTS = {
     ),
     "regression": ("uniform", "leverage", "ridge-leverage", "lewis", "root-leverage"),
 }
-P = {"split": 3.0}  # the norm for scores that need one: 1 unless said here
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def score_contenders(
     for method in methods.values():
         if method.kind == "rows":
             started = time.perf_counter()
-            values = np.asarray(call(method.function, matrix, p=P.get(method.name, 1.0)))
+            values = np.asarray(call(method.function, matrix, p=DEFAULT_P.get(method.name, 1.0)))
             scores[method.name] = values, time.perf_counter() - started
     probes = [method.name for method in methods.values() if method.kind == "examples"]
     if probes:
@@ -167,13 +167,15 @@ def draw_for(
     by = labels if contender.by_class else None
     if contender.method.name == BASELINE:
         return sampling.uniform(len(matrix), size, rng=seed, by=by)
-    p = P.get(contender.method.name, 1.0)
+    p = DEFAULT_P.get(contender.method.name, 1.0)
     if contender.draws_itself:
         draw: Draw = call(contender.method.draw, matrix, p=p, size=size, rng=seed)
         return draw
     if scores is None:
         found = call(contender.method.function, matrix, p=p, size=size)
         scores = np.asarray(getattr(found, "scores", found))
+    if contender.method.easy == "high":  # a large draw is of what is hard, whatever the sign
+        scores = -scores
     if contender.scheme in FIXED:
         largest = contender.scheme == "top_k"
         return sampling.top_k(scores, size, largest=largest, rng=seed, by=by)

@@ -127,6 +127,20 @@ def examples(
     request.carry_out(settings, "local", None, batch_rows)
 
 
+def strata(column: Any) -> Any:
+    """A code a row in the order of the values, whichever comes first: shares go by it on a tie."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        encoded = column.combine_chunks().dictionary_encode()
+        order = pc.sort_indices(encoded.dictionary).to_numpy()
+    except pa.ArrowNotImplementedError:
+        raise InputError(f"by: got a column of type {column.type}, want labels") from None
+    return np.argsort(order)[encoded.indices.to_numpy()]
+
+
 class Request:
     """One `draw` command, checked before any work."""
 
@@ -202,7 +216,7 @@ class Request:
             column = table.column(self.by, "by")
             require(column.null_count == 0, "by", f"{column.null_count} empty cells in {self.by!r}",
                     "a value in every row")  # fmt: skip
-            found["by"] = column.dictionary_encode().combine_chunks().indices.to_numpy()
+            found["by"] = strata(column)
         if self.id is not None:
             found["ids"] = hash_ids(table.column(self.id, "id"))
         if self.cost is not None:

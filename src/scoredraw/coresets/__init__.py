@@ -22,6 +22,7 @@ _HOMES = {
         "sensitivity_plus_leverage",
         "sensitivity_upper_bounds",
         "split_copies",
+        "split_rows",
         "split_scores",
         "total_bounds",
     ),

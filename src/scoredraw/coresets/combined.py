@@ -33,7 +33,7 @@ def root_leverage_scores(A: Any, p: float, *, engine: Engine | None = None) -> F
     """τ_i^{p/2}: an upper bound of the lp sensitivity for p ≤ 2, at the price of leverage.
 
     A: (n, d) as in `leverage_scores`; 1 ≤ p < ∞ (for p > 2 it bounds from below). -> float64 (n,).
-    Woodruff and Yasuda 2023 (arXiv 2306.00732), section 1.2.
+    Woodruff and Yasuda 2023 (arXiv 2306.00732).
 
     >>> import numpy as np
     >>> root_leverage_scores(np.array([[3.0], [4.0]]), 1).round(12).tolist()
@@ -112,7 +112,7 @@ def sensitivity_plus_leverage(A: Any, p: float, *, workers: int | None = None) -
     return lp_sensitivities(A, p, workers=workers) + leverage_scores(A)
 
 
-class SplitScores(NamedTuple):
+class SplitRows(NamedTuple):
     """The scores, the number of virtual copies, the leverage of each row's copies; (n,) each."""
 
     scores: Float
@@ -128,21 +128,43 @@ def split_scores(
     sensitivities: Any = None,
     workers: int | None = None,
     engine: Engine | None = None,
-) -> SplitScores:
-    """Sensitivity and flattened leverage, for p > 2: s_i = σ_i/𝔖 + τ'_i/d.
+) -> Float:
+    """Sensitivity and flattened leverage, for p > 2: s_i = σ_i/𝔖 + τ'_i/d; `split_rows` says how.
+
+    -> float64 (n,), summing to two. Raises InputError for p ≤ 2.
+
+    >>> import numpy as np
+    >>> split_scores(np.eye(3), 4, 3).round(12).tolist()
+    [0.666666666667, 0.666666666667, 0.666666666667]
+    """
+    return split_rows(
+        A, p, size, sensitivities=sensitivities, workers=workers, engine=engine
+    ).scores
+
+
+def split_rows(
+    A: Any,
+    p: float,
+    size: int,
+    *,
+    sensitivities: Any = None,
+    workers: int | None = None,
+    engine: Engine | None = None,
+) -> SplitRows:
+    """Rows split until none is sensitive, for p > 2, and the scores s_i = σ_i/𝔖 + τ'_i/d.
 
     Row i stands for k_i = ⌈σ_i size/𝔖⌉ copies scaled by k_i^{-1/p}, which leaves ‖Ax‖_p as it is
     for every x and each copy with a sensitivity of at most 𝔖/size. τ'_i = k_i^{1-2/p} a_iᵀG'⁻¹a_i,
     G' = Σ k_i^{1-2/p} a_i a_iᵀ, is the leverage of its copies together. They are never made.
 
     A: (n, d) as in `lp_sensitivities`; 2 < p < ∞; size: the rows to be drawn; sensitivities: (n,)
-    if already known, or upper bounds of them. -> `SplitScores`; τ' sums to the rank, s to two.
+    if already known, or upper bounds of them. -> `SplitRows`; τ' sums to the rank, s to two.
     Raises InputError for p ≤ 2. The count d^{2/p} 𝔖^{2-4/p}/ε² is that of Woodruff and Yasuda 2023
     (arXiv 2306.00732); this way of combining the two scores is ours and not proved to reach it.
 
     >>> import numpy as np
-    >>> split_scores(np.eye(3), 4, 3).scores.round(12).tolist()
-    [0.666666666667, 0.666666666667, 0.666666666667]
+    >>> split_rows(np.eye(3), 4, 6).copies.tolist()
+    [2, 2, 2]
     """
     require(
         2 < p < np.inf,
@@ -162,7 +184,7 @@ def split_scores(
     copies = split_copies(sigma, total / size)
     split = _scale_rows(materialise(blocks, engine), copies ** (0.5 - 1 / p))
     tau = leverage_scores(split, engine=engine)
-    return SplitScores(sigma / total + tau / tau.sum(), copies, tau)
+    return SplitRows(sigma / total + tau / tau.sum(), copies, tau)
 
 
 def split_copies(scores: Any, alpha: float) -> Int:
@@ -184,7 +206,7 @@ def sample_size(method: str, p: float, eps: float, total_sensitivity: float, d: 
     "root_leverage" (1 ≤ p < 2), "sensitivity_plus_leverage" (1 ≤ p ≤ 2), "split" (p > 2), "lewis"
     or "generic". Raises InputError where a method does not serve that p.
 
-    Woodruff and Yasuda 2023 (arXiv 2306.00732), Theorems 1.4, 1.5 and 1.6; Munteanu and Omlor 2024
+    Woodruff and Yasuda 2023 (arXiv 2306.00732); Munteanu and Omlor 2024
     (arXiv 2406.00328); Cohen and Peng 2015 (arXiv 1412.0588); "generic": 𝔖 d/ε².
 
     >>> sample_size("lewis", 1, 0.5, 3.0, 10), sample_size("generic", 1, 0.5, 3.0, 10)

@@ -188,7 +188,7 @@ class LpRowSampler(BaseEstimator):  # type: ignore[misc]
         if self.method == "split":
             sigma = lp_sensitivities(X, self.p)
             self._size = self._from_eps(float(sigma.sum()))
-            return split_scores(X, self.p, self._count(len(sigma)), sensitivities=sigma).scores
+            return split_scores(X, self.p, self._count(len(sigma)), sensitivities=sigma)
         return lewis_weights(X, self.p)
 
     def _count(self, n: int) -> int:

@@ -60,7 +60,7 @@ def lp_sensitivities(
     (RankWarning) if A is rank deficient.
 
     Time O(n² d² · 10 to 60 steps), memory O(n d + 2^20) numbers a worker.
-    Woodruff and Yasuda 2023 (arXiv 2306.00732), section 1.
+    Woodruff and Yasuda 2023 (arXiv 2306.00732).
 
     >>> import numpy as np
     >>> A = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])  # a triangle graph, one vertex dropped
@@ -98,7 +98,7 @@ def approximate_sensitivities(
     rows of the sample, at least a few times d. -> float64 (n,), clipped to [0, 1].
     Raises InputError for p outside [1, ∞) or a sample that loses rank.
 
-    Time O(n size d² · steps). Padmanabhan, Woodruff, Zhang 2023 (arXiv 2311.17367), with the
+    Time O(n size d² · steps). Padmanabhan, Woodruff, Zhang 2023 (arXiv 2311.04158), with the
     sample drawn by Lewis weights (Cohen and Peng 2015, arXiv 1412.0588).
 
     >>> import numpy as np
@@ -130,7 +130,7 @@ def total_sensitivity(
 
     w: Lewis weights, within d^{|1-p/2|} of σ, so the ratios are bounded. -> (estimate, standard
     error); exact, with error 0, where `size` reaches the number of nonzero rows.
-    Padmanabhan, Woodruff, Zhang 2023 (arXiv 2311.17367).
+    Padmanabhan, Woodruff, Zhang 2023 (arXiv 2311.04158).
 
     >>> import numpy as np
     >>> total_sensitivity(np.eye(4), 1)
@@ -209,7 +209,7 @@ def _solve(basis: Float, targets: Float, p: float, workers: int | None, solver: 
                 sigma[part], gap[part] = done
     if p in (1, np.inf):
         programme = _dual_absolute if p == 1 else _dual_largest
-        left = np.flatnonzero(gap > LP_GAP if solver != "newton" else gap < 0)
+        left = np.flatnonzero(gap > LP_GAP) if solver != "newton" else np.arange(0)
         with single_threads(workers) as pool:
             sigma[left] = list(pool.map(lambda i: programme(basis, targets[i]), left))
         gap[left] = 0.0

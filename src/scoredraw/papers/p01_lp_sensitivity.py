@@ -334,7 +334,9 @@ def add_regression(report: Report, plan: Plan, rng: int) -> None:
         )
     report.tables.append(regression_table(plan, sizes, excess))
     ratio = tau.max() / tau.mean()
-    report.notes.append(f"randhie with its response: the largest leverage is {ratio:.1f} times the mean.")
+    report.notes.append(
+        f"randhie with its response: the largest leverage is {ratio:.1f} times the mean."
+    )
     report.claims.extend(streaming_claims(A, scores[LEWIS], sizes[-1], excess, rng))
 
 
