@@ -276,7 +276,7 @@ def test_the_markdown_table_links_every_preprint():
     rows = command.table_markdown().splitlines()[2:]
     assert len(rows) == 61
     for row, paper in zip(rows, PAPERS, strict=True):
-        assert len(re.findall(r"(?<!\\)\|", row)) == 6
+        assert len(re.findall(r"(?<!\\)\|", row)) == 7
         assert not paper.arxiv or f"(https://arxiv.org/abs/{paper.arxiv})" in row
     assert "`lewis`" in rows[0]
     assert "`RepeatedSampling`" in rows[15]

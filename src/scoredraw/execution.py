@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -244,7 +245,13 @@ def _count(blocks: Blocks) -> int:
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
+    with _libraries().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _libraries() -> Any:
+    """The BLAS libraries of this process, looked for once: it takes a while."""
     import threadpoolctl
 
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        yield
+    return threadpoolctl.ThreadpoolController()

@@ -17,35 +17,45 @@ from scoredraw.errors import require
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-_NEWTON_STEPS = 12  # then a sort: each step costs a pass, a sort of the candidates about ten
-_CHUNK = 1 << 16  # rows whose temporaries stay in the cache
+_SAMPLE = 1 << 15  # rows, at least, that tell where to look
+_CHUNK = 1 << 14  # rows whose temporaries stay in the cache
 
 
 def as_scores(scores: Any, name: str = "scores") -> Float:
     """Scores as float64 (n,); InputError if empty, not one-dimensional, NaN or infinite."""
-    values = np.ascontiguousarray(scores, np.float64)
-    require(values.ndim == 1, name, f"shape {values.shape}", "one dimension")
-    require(values.size > 0, name, "an empty pool", "at least one row")
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspect = not np.isfinite(values.sum())
-    if suspect and not np.isfinite(values).all():
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        require(False, name, f"{values[row]} at row {row}", "finite numbers")
-    return values
+    return _checked(scores, name)[0]
 
 
 def as_measure(size_measure: Any, name: str = "size_measure") -> Float:
     """A size measure as float64 (n,): finite, non-negative, not all zero."""
-    values = as_scores(size_measure, name)
+    values, low, high = _checked(size_measure, name)
+    if low < 0:
+        row = int(values.argmin())
+        require(False, name, f"{low} at row {row}", "numbers >= 0")
+    require(high > 0, name, "only zeros", "at least one positive number")
+    require(high > 1e-290, name, f"nothing above {high:g}", "numbers with inverses")
+    fits = high < 1e308 / len(values)
     with np.errstate(over="ignore"):
-        total = values.sum()
-    require(bool(np.isfinite(total)), name, "numbers whose sum overflows", "smaller ones")
-    low = values.min()
-    require(bool(low >= 0), name, f"{low} at row {int(values.argmin())}", "numbers >= 0")
-    high = values.max()
-    require(bool(high > 0), name, "only zeros", "at least one positive number")
-    require(bool(high > 1e-290), name, f"nothing above {high:g}", "numbers with inverses")
+        fits = fits or bool(np.isfinite(values.sum()))
+    require(fits, name, "numbers whose sum overflows", "smaller ones")
     return values
+
+
+def _checked(scores: Any, name: str) -> tuple[Float, float, float]:
+    """Scores as float64 (n,), and the smallest and the largest of them."""
+    values = np.ascontiguousarray(scores, np.float64)
+    require(values.ndim == 1, name, f"shape {values.shape}", "one dimension")
+    require(values.size > 0, name, "an empty pool", "at least one row")
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):  # NaN would be both
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        require(False, name, f"{values[row]} at row {row}", "finite numbers")
+    return values, low, high
+
+
+def count_positive(s: Float) -> int:
+    """How many numbers >= 0 are not zero, without a temporary as long as they are."""
+    return sum(int(np.count_nonzero(s[i : i + _CHUNK] > 0)) for i in range(0, len(s), _CHUNK))
 
 
 def linear(scores: Any, eps: float = 0.01) -> Float:
@@ -131,8 +141,8 @@ def calibrate_inclusion(
 
     q_i = min(1, floor + s_i / alpha) for s_i > 0 and 0 for s_i = 0, where alpha > 0 is the one
     number with sum_i q_i = size (or sum_i c_i q_i = size, a budget, if costs are given). Exact
-    water-filling: Newton's method on a piecewise linear convex function, so that it ends at the
-    solution itself, in about five passes; scores made to need many more are sorted instead.
+    water-filling in three passes: a subsample brackets alpha, the rows inside the bracket are
+    sorted; all rows are if the subsample misled.
 
     scores: (n,) finite, >= 0; size: a positive number, at least floor times the number of
     positive scores. -> q float64 (n,), alpha. If size reaches the positive rows' total, each of
@@ -169,60 +179,95 @@ def _water_level(s: Float, size: float, floor: float, costs: Float | None) -> fl
 
     With S the rows at one and U the other positive rows,
     alpha = sum_U c s / (size - sum_S c - floor sum_U c), and S = {s >= (1 - floor) alpha}.
-    One step from anywhere lands at or above the solution; from there alpha only falls and S only
-    grows until both stand still. A solved subsample gives the start.
+    A solved subsample brackets alpha; one pass sums the rows below the bracket, counts those above
+    and picks the few inside, which are sorted. A level outside its bracket has all rows sorted.
     """
-    everything = float(np.count_nonzero(s) if costs is None else costs[s > 0].sum())
+    everything = float(count_positive(s) if costs is None else costs[s > 0].sum())
     if size >= everything:
         return 0.0
     need = f"more than floor * rows = {floor * everything}"
     require(size > floor * everything, "size", size, need)
-    step = max(1, len(s) // _CHUNK)
-    alpha = np.inf
+    step = len(s) // _SAMPLE
     if step > 1:
         sample, cost = s[::step], None if costs is None else costs[::step]
-        whole = float(np.count_nonzero(sample) if cost is None else cost[sample > 0].sum())
-        alpha = _sorted_water_level(sample, size * whole / everything, floor, cost)
-    for steps in range(_NEWTON_STEPS):
-        below, kept = _below(s, (1 - floor) * alpha, costs)
-        room = size - kept - floor * (everything - kept)
-        if room <= 0:  # the start was too low to take a step from
-            alpha = np.inf
-            continue
-        lower = below / room
-        if steps > 1 and not lower < alpha:
+        low, high = _bracket(sample, size / everything, floor, cost)
+        mass, below, above, t, c = _split(s, (1 - floor) * low, (1 - floor) * high, costs)
+        below -= len(s) - everything if costs is None else float(costs[s == 0].sum())
+        alpha = _sorted_level(t, c, size - above, floor, mass, below)
+        if low <= alpha <= high:
             return alpha
-        alpha = lower
-    return _sorted_water_level(s, size, floor, costs)
+    return _sorted_level(s, costs, size, floor, 0.0, 0.0)
 
 
-def _below(s: Float, level: float, costs: Float | None) -> tuple[float, float]:
-    """sum c s over the rows under `level`, and sum c over the others, in one pass."""
-    below = kept = 0.0
+def _bracket(s: Float, share: float, floor: float, costs: Float | None) -> tuple[float, float]:
+    """The subsample's level, six standard errors to either side."""
+    s, c = s[s > 0], np.ones(1) if costs is None else costs[s > 0]
+    if not len(s):
+        return 0.0, 0.0
+    size = share * (len(s) if costs is None else float(c.sum()))
+    alpha = _sorted_level(s, None if costs is None else c, size, floor, 0.0, 0.0)
+    with np.errstate(over="ignore"):
+        q = floor + s / alpha
+    part = c * (np.minimum(q, 1.0) - share)
+    slope = float(((c * s)[q < 1]).sum()) / alpha  # of the total in log(1 / alpha)
+    margin = 6.0 * np.sqrt(float((part * part).sum())) / max(slope, 1e-300)
+    return alpha / (1 + margin), alpha * (1 + margin)
+
+
+def _split(
+    s: Float, low: float, high: float, costs: Float | None
+) -> tuple[float, float, float, Float, Float | None]:
+    """sum c s and sum c of the rows below `low`, sum c of those from `high` on, and the others.
+
+    No BLAS: it would split a dot product among threads, which costs more than it saves here, and
+    round by their number.
+    """
+    mass = below = above = 0.0
+    values, prices = [], []
     for start in range(0, len(s), _CHUNK):
         t = s[start : start + _CHUNK]
-        under = t < level
-        if costs is None:
-            full = len(t) - int(np.count_nonzero(under))
-            kept += full
-            below += float(t @ under) if full else float(t.sum())
-        else:
-            c = costs[start : start + _CHUNK]
-            kept += float(c @ ~under)
-            below += float((c * t) @ under)
-    return below, kept
+        c = None if costs is None else costs[start : start + _CHUNK]
+        ct = t if c is None else c * t
+        under = t < low
+        count = int(np.count_nonzero(under))
+        if count == len(t):
+            mass += float(ct.sum())
+            below += count if c is None else float(c.sum())
+            continue
+        over = t >= high
+        mass += float((ct * under).sum())
+        below += count if c is None else float((c * under).sum())
+        top = int(np.count_nonzero(over))
+        above += top if c is None else float((c * over).sum())
+        if count + top < len(t):
+            under |= over
+            inside = np.flatnonzero(~under)
+            values.append(t[inside])
+            if c is not None:
+                prices.append(c[inside])
+    none = np.zeros(0)
+    middle = np.concatenate([none, *values])
+    return mass, below, above, middle, None if costs is None else np.concatenate([none, *prices])
 
 
-def _sorted_water_level(s: Float, size: float, floor: float, costs: Float | None) -> float:
-    order = np.argsort(-s, kind="stable")[: np.count_nonzero(s)]
-    t, c = s[order], np.ones(len(order)) if costs is None else costs[order]
-    rest_mass = np.cumsum((c * t)[::-1])[::-1]  # of the rows from i on, summed smallest first
-    rest_cost = np.cumsum(c[::-1])[::-1]
-    room = size - (rest_cost[0] - rest_cost) - floor * rest_cost
+def _sorted_level(
+    t: Float, costs: Float | None, room: float, floor: float, mass: float, below: float
+) -> float:
+    """The level among rows t when others of cost `below` and mass `mass` certainly lie under it."""
+    if costs is None:
+        t = np.sort(t)
+        ct, c = t, np.ones(len(t))
+    else:
+        order = np.argsort(t, kind="stable")
+        t, c = t[order], costs[order]
+        ct = c * t
+    zeros = int(np.searchsorted(t, 0.0, side="right"))
+    t, c, ct = t[zeros:], c[zeros:], ct[zeros:]
+    masses = mass + np.concatenate([[0.0], np.cumsum(ct)])
+    under = np.concatenate([[0.0], np.cumsum(c)])
+    rooms = room - (under[-1] - under) - floor * (below + under)
     with np.errstate(divide="ignore", invalid="ignore"):
-        level = np.where(room > 0, rest_mass / room, np.inf)
-    # The first row that stays at or below one fixes the level; where rounding lets none do so
-    # before the rows at one have used up the size, the last row that found room does.
-    fits = (level * (1 - floor) >= t) & (room > 0)
-    first = int(np.argmax(fits)) if fits.any() else int(np.flatnonzero(room > 0)[-1])
-    return float(level[first])
+        level = np.where(rooms > 0, masses / rooms, np.inf)
+    room_left = rooms > 0
+    fits = np.flatnonzero(room_left[1:] & (level[1:] * (1 - floor) >= t))  # rows below one
+    return float(level[fits[-1] + 1 if len(fits) else int(np.argmax(room_left))])

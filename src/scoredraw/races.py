@@ -16,7 +16,8 @@ from scoredraw.errors import require
 from scoredraw.inclusion import Float, Int
 from scoredraw.uniforms import RowUniforms
 
-_CHUNK = 1 << 16  # rows whose temporaries stay in the cache
+_CLEARLY = 1 - 1e-12  # below, whatever the rounding
+_CHUNK = 1 << 14  # rows whose temporaries stay in the cache
 
 
 def row_ids(ids: Any, n: int) -> Any:
@@ -63,17 +64,15 @@ def smallest_keys(
     spares nearly all rows the rest. The level only filters; any level gives the same rows.
     """
     ids = row_ids(ids, len(s))
-    positive = int(np.count_nonzero(s))
-    if k >= positive:
+    if not _more_positive(s, k):
         return np.flatnonzero(s), np.inf
     level = _key_level(s, k + 1, exponential)
     while True:
         rows, keys = _candidates(s, level, uniforms, ids, stream, exponential)
-        if len(keys) > k:
+        edge = float(np.partition(keys, k)[k]) if len(keys) > k else np.inf
+        if edge < level * _CLEARLY or level == np.inf:  # whoever is no candidate comes after it
             break
         level *= 2.0
-    order = np.argpartition(keys, k)[: k + 1]
-    edge = float(keys[order].max())
     below = keys < edge
     if np.count_nonzero(below) == k:
         return rows[below], edge
@@ -81,18 +80,35 @@ def smallest_keys(
     return np.sort(rows[order]), edge
 
 
+def _more_positive(s: Float, k: int) -> bool:
+    """Whether more than k numbers are positive, looking no further than it takes."""
+    found = 0
+    for start in range(0, len(s), _CHUNK):
+        found += int(np.count_nonzero(s[start : start + _CHUNK] > 0))
+        if found > k:
+            return True
+    return False
+
+
 def _candidates(
     s: Float, level: float, uniforms: RowUniforms, ids: Any, stream: str, exponential: bool
 ) -> tuple[Int, Float]:
+    """The rows with u < s * level, all whose keys are below the level among them, and the keys."""
     rows, keys = [], []
+    many = exponential and float(s[:: max(1, len(s) // 1024)].mean()) * level > 0.05
     for start, u in uniform_chunks(uniforms, len(s), ids, stream):
         t = s[start : start + _CHUNK]
-        near = np.flatnonzero((u <= t * level) & (t > 0))
-        key = -np.log1p(-u[near]) if exponential else u[near]
+        with np.errstate(over="ignore", invalid="ignore"):  # 0 * inf is no candidate
+            x = t * level
+        near = np.flatnonzero((u if not many else u + 0.5 * x * u) < x)
+        key = u[near]
+        if exponential:
+            np.log1p(np.negative(key, out=key), out=key)
+            np.negative(key, out=key)
         key /= t[near]
-        close = key <= level
-        rows.append(near[close] + start)
-        keys.append(key[close])
+        near += start
+        rows.append(near)
+        keys.append(key)
     return np.concatenate(rows), np.concatenate(keys)
 
 

@@ -145,8 +145,12 @@ def exponential_keys(
         kept, q = gumbel_top(s, k, np.concatenate([u for _, u in chunks]))
     else:
         kept, tau = smallest_keys(s, k, RowUniforms(rng), ids, "exponential", exponential=True)
-        q = -np.expm1(-s[kept] * tau)
-    return _unequal(kept, q, s, "exponential_keys", "independent")
+        chosen = s[kept]
+        q = -tau * chosen
+        np.negative(np.expm1(q, out=q), out=q)
+    info = {"design": "independent"}
+    scores = s[kept] if log else chosen
+    return Draw(kept, 1.0 / q, len(s), q, True, scores, method="exponential_keys", info=info)
 
 
 def uniform(n: int, size: int, *, rng: Rng = None, by: Any = None, ids: Any = None) -> Draw:

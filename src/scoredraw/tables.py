@@ -254,7 +254,8 @@ def _as_numbers(column: pa.Array, width: int) -> npt.NDArray[Any]:
         return matrix
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
-    return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+    values = column.to_numpy(zero_copy_only=False)
+    return np.asarray(values, None if values.dtype.kind in "fiu" else np.float64)  # cast on arrival
 
 
 def _optional(schema: pa.Schema) -> pa.Schema:

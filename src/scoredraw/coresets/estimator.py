@@ -38,7 +38,7 @@ METHODS = (
 )
 
 
-class LpRowSampler(BaseEstimator):  # type: ignore[misc]
+class LpRowSampler(BaseEstimator):
     """Choose and weight rows so that Σ weight |⟨a_i, x⟩|^p stands for ‖Ax‖_p^p, for every x.
 
     For an lp regression of y on X fit [X, 1, y] and hand `sample_weight_` to the solver with the
@@ -107,7 +107,7 @@ class LpRowSampler(BaseEstimator):  # type: ignore[misc]
         self._rows = X if self.rounds > 1 else None
         return self._keep(self.sample())
 
-    @available_if(lambda self: self.method == "lewis")  # type: ignore[untyped-decorator]
+    @available_if(lambda self: self.method == "lewis")
     def partial_fit(self, X: Any, y: Any = None) -> LpRowSampler:
         """Take the next rows of a stream, read once: merge and reduce, for method="lewis".
 

@@ -24,7 +24,7 @@ from scoredraw.execution import Blocks, Engine, as_blocks, map_blocks
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-TILE = 1024  # rows multiplied at once, so that the product is still in cache when it is read
+TILE = 4096  # rows multiplied at once: fewer calls to wait for the interpreter, still in cache
 CORRECT_FROM = 1e3  # condition number from which a second orthogonalising pass is made
 QR_FROM = 1e7  # condition number from which the Gram matrix has too few digits left
 METHODS = ("auto", "gram", "qr", "sketch")

@@ -24,6 +24,7 @@ from scoredraw.coresets.leverage import (
     leverage_scores,
     product,
     rank_warning,
+    squared_norms,
     whiten,
 )
 from scoredraw.errors import require
@@ -173,17 +174,14 @@ def _pass(
     width = blocks.d if basis is None else basis.shape[1]
 
     def part(block: Any, old: Float) -> tuple[Float, float, Float]:
-        new, largest, total = np.empty(len(old)), 0.0, np.zeros((width, width))
+        rows = block if basis is None else np.asarray(block @ basis)
+        new, largest = old, 0.0
+        if root is not None:
+            new, largest = _relax(squared_norms(rows, root), old, p, eta)
+        scale = np.exp(np.minimum((0.5 - 1 / p) * new, LARGEST_LOG))
+        total = np.zeros((width, width))
         for start in range(0, len(old), TILE):
-            tile = block[start : start + TILE]
-            rows = tile if basis is None else np.asarray(tile @ basis)
-            log_tile = old[start : start + TILE]
-            if root is not None:
-                image = np.asarray(rows @ root)
-                log_tile, worst = _relax(np.einsum("ij,ij->i", image, image), log_tile, p, eta)
-                largest = max(largest, worst)
-            new[start : start + TILE] = log_tile
-            scaled = _scaled(rows, np.exp(np.minimum((0.5 - 1 / p) * log_tile, LARGEST_LOG)))
+            scaled = _scaled(rows[start : start + TILE], scale[start : start + TILE])
             term = scaled.T @ scaled
             total += term if isinstance(term, np.ndarray) else term.toarray()
         return new, largest, total
