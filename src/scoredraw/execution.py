@@ -144,7 +144,7 @@ def _map_local(
 ) -> Iterator[tuple[slice, Any]]:
     tasks = _tasks(blocks, vectors, 0, _count(blocks))
     with _one_blas_thread():
-        if engine.threads == 1:
+        if engine.threads == 1 or blocks.n <= BLOCK_ROWS:
             for rows, part, slices in tasks:
                 yield rows, _compute(function, blocks, rows, part, slices)
             return
