@@ -209,7 +209,11 @@ def _spool_csv(path: Path, spool: Path, types: pa.Schema | None) -> None:
     known = {} if types is None else {field.name: field.type for field in types}
     parse = pacsv.ParseOptions(newlines_in_values=True)
     while True:
-        convert = pacsv.ConvertOptions(column_types=known)
+        convert = pacsv.ConvertOptions(
+            column_types=known,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,  # "NA" in quotes is a text
+        )
         try:
             reader = pacsv.open_csv(path, parse_options=parse, convert_options=convert)
             names = reader.schema.names
