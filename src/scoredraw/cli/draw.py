@@ -184,6 +184,7 @@ class Request:
             verbs.parse_size(size, n) if self.cost is None else verbs.parse_budget(size)
             for size in self.sizes
         ]
+        sizes = list(dict.fromkeys(sizes))  # a size asked for twice is drawn once
         restrictions = self._restrictions(table)
         with o.engine(engine, workers, f"scoring by {self.method or 'file'}") as runs:
             job = self._job(table, settings, runs)
