@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import scoredraw as sd
+from scoredraw.cli.draw import Request
 from scoredraw.sampling import SCHEMES, allocate
 from scoredraw.table_output import provenance
 from scoredraw.tables import FORMATS, open_table
@@ -318,3 +319,18 @@ def test_examples(scoredraw, labelled: Path, tmp_path: Path) -> None:
         assert kept.num_rows == 60
     scores = np.array(written(out)["_score"])
     assert np.ptp(scores) > 0
+
+
+@pytest.mark.contract
+def test_a_scores_file_in_another_order_is_read_by_its_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    order, scores = rng.permutation(40), rng.random(40)
+    pq.write_table(pa.table({"x": np.arange(40.0)}), tmp_path / "table.parquet")
+    pq.write_table(pa.table({"_row": order, "_score": scores[order]}), tmp_path / "s.parquet")
+    request = Request(
+        "rows", str(tmp_path / "table.parquet"), None, "5", tmp_path / "out.parquet",
+        tmp_path / "s.parquet", "top_k", None, None, None, None, None, None, None, 0, None, True,
+    )  # fmt: skip
+    request.carry_out({}, "local", None, 1000)
+    kept = pq.read_table(tmp_path / "out.parquet")
+    assert set(kept["_row"].to_pylist()) == set(np.argsort(-scores)[:5].tolist())

@@ -265,12 +265,22 @@ class Request:
         )
 
     def _given_scores(self, table: Table) -> Any:
+        import numpy as np
+
         from scoredraw.tables import open_table
 
-        scores = open_table(str(self.scores)).numbers("_score", "scores")
+        given = open_table(str(self.scores))
+        scores = given.numbers("_score", "scores")
         same = len(scores) == table.num_rows
         require(same, "scores", f"{len(scores):,} scores", f"{table.num_rows:,}, one a row")
-        return scores
+        if "_row" not in given.column_names:
+            return scores
+        rows = given.numbers("_row", "scores")  # the file may have been sorted since
+        order = np.argsort(rows, kind="stable")
+        every = np.array_equal(rows[order], np.arange(len(rows)))
+        require(every, "scores", f"a _row column of {self.scores} with gaps or repeats",
+                f"every row from 0 to {len(rows) - 1}")  # fmt: skip
+        return scores[order]
 
     def _out(self, size: Any) -> Path | None:
         """OUT for one of several sizes: kept.parquet -> kept-500.parquet."""
