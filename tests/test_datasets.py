@@ -17,6 +17,8 @@ pytestmark = pytest.mark.contract
 HASHES = {
     "fashion-mnist.npz": "6db3532e03c0651860f48dceb0b73072f18f8754aff87efef91130c2e1016da9",
     "clinc150.csv.gz": "d6c2ed2a7de2781f9817eddfeaf071e6f93c973d3f6e6ed87b257748af8ce6a2",
+    "gsm8k-solutions.jsonl.gz": "9f3f14ecaba7edf80d181dea74029728059fc7dec54ba4149b9d971f454fa206",
+    "smollm2-arith.jsonl.gz": "c7a145f4fe481fd2121d3e4eb990fbf1f9109a084b67ea03fecb8fc54c630a24",
 }
 
 
@@ -57,9 +59,10 @@ def test_files_are_the_ones_that_were_published(file: str) -> None:
 def test_every_file_has_its_licence_beside_it() -> None:
     folder = resources.files("scoredraw").joinpath("data")
     readme = folder.joinpath("README.md").read_text(encoding="utf-8")
-    for name in ("fashion-mnist.npz", "clinc150.csv.gz"):
+    for name in HASHES:
         assert f"## {name}" in readme
     assert "Copyright © 2017 Zalando SE" in readme
+    assert "Copyright (c) 2021 OpenAI" in readme
     assert "creativecommons.org/licenses/by/3.0" in readme
     for name in datasets.names():
         assert name in readme

@@ -1,0 +1,207 @@
+"""Sampled answers to problems, read from a table: a row a sample, or a row a problem with lists.
+
+The columns `problem` and `correct` are enough for coverage; `answer`, `reward`, `logprob` and
+`tokens` (the sample's length) bring the ways of choosing among answers. Problems keep the order in
+which they first appear, samples their order within a problem; problems may have different numbers
+of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scoredraw.errors import InputError, require
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+# name -> file in the package; see data/README.md for where they come from
+BUNDLED = {
+    "gsm8k-solutions": "gsm8k-solutions.jsonl.gz",
+    "smollm2-arith": "smollm2-arith.jsonl.gz",
+}
+COLUMNS = ("problem", "correct", "answer", "reward", "logprob", "tokens")
+NEEDED = ("problem", "correct")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Problems and their samples; those of problem g lie at offsets[g]:offsets[g + 1].
+
+    problems: G names. offsets: int64 (G + 1,). correct: bool (m,). answers: m values, None where
+    none was found. rewards, logprobs (nats, at most 0) and tokens: float64 (m,). What the table
+    lacks is None.
+    """
+
+    name: str
+    problems: tuple[str, ...]
+    offsets: Int
+    correct: npt.NDArray[np.bool_]
+    answers: npt.NDArray[np.object_] | None = None
+    rewards: Float | None = None
+    logprobs: Float | None = None
+    tokens: Float | None = None
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @cached_property
+    def counts(self) -> Int:
+        """Samples of each problem, int64 (G,)."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def right(self) -> Int:
+        """Correct samples of each problem, int64 (G,)."""
+        return np.add.reduceat(self.correct.astype(np.int64), self.offsets[:-1])
+
+    def rows(self, problem: int) -> slice:
+        """Where the samples of a problem lie."""
+        return slice(int(self.offsets[problem]), int(self.offsets[problem + 1]))
+
+
+def read_samples(source: Any, columns: Mapping[str, str] | None = None) -> Samples:
+    """Read samples from a file, a glob, a folder, a frame, a mapping of columns, or by name.
+
+    source: as in `tables.open_table`, or one of `BUNDLED`. columns: other names for `problem`,
+    `correct`, `answer`, `reward`, `logprob`, `tokens`. `correct` is true/false or 0/1; a column of
+    lists holds one problem a row (`problem` may then be left out). A missing answer (null or NaN)
+    is a sample without an answer.
+
+    Raises InputError for missing or unknown columns, an empty problem, a `correct` that is missing
+    or neither 0 nor 1, a reward that is not finite, a log-probability that is missing or above
+    zero, a length below one.
+
+    >>> table = {"problem": ["a", "a", "b"], "correct": [True, False, False]}
+    >>> samples = read_samples(table)
+    >>> samples.problems, samples.counts.tolist(), samples.right.tolist()
+    (('a', 'b'), [2, 1], [1, 0])
+    """
+    if isinstance(source, Samples):
+        return source
+    named = dict(columns or {})
+    for role in named:
+        require(role in COLUMNS, "columns", repr(role), f"one of {', '.join(COLUMNS)}")
+    name = source if isinstance(source, str) else "samples"
+    if isinstance(source, str) and source in BUNDLED and not Path(source).exists():
+        with resources.as_file(resources.files("scoredraw") / "data" / BUNDLED[source]) as path:
+            return _from_columns(source, _read(path, named))
+    return _from_columns(Path(name).name, _read(source, named))
+
+
+def _read(source: Any, named: dict[str, str]) -> dict[str, Any]:
+    """The columns there are, by their role, as Arrow arrays without lists."""
+    import pyarrow as pa
+
+    from scoredraw.tables import open_table
+
+    table = open_table(source)
+    for role, column in named.items():
+        table.require_columns([column], role)
+    roles = {role: named.get(role, role) for role in COLUMNS}
+    roles = {role: column for role, column in roles.items() if column in table.column_names}
+    table.require_columns([named.get("correct", "correct")], "correct")
+    found = table.read(list(dict.fromkeys(roles.values())))
+    arrays = {role: found[column].combine_chunks() for role, column in roles.items()}
+    if pa.types.is_list(arrays["correct"].type) or pa.types.is_large_list(arrays["correct"].type):
+        return _flat(arrays)
+    table.require_columns([roles.get("problem", "problem")], "problem")
+    return arrays
+
+
+def _flat(arrays: dict[str, Any]) -> dict[str, Any]:
+    """One problem a row, lists of samples -> one sample a row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(arrays["correct"])
+    sizes = lengths.fill_null(0).to_numpy(zero_copy_only=False)
+    empty = np.flatnonzero(sizes == 0)
+    require(len(empty) == 0, "correct", f"row {_first(empty)} without samples", "at least one")
+    problem = np.repeat(np.arange(len(sizes)), sizes)
+    names = arrays.get("problem", pa.array(np.arange(len(sizes)).astype(str)))
+    flat = {"problem": names.take(pa.array(problem))}
+    for role, column in arrays.items():
+        if role == "problem":
+            continue
+        listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        same = listed and pc.list_value_length(column).equals(lengths)
+        require(same, role, "lists of other lengths than correct's", "one value a sample")
+        flat[role] = column.flatten()
+    return flat
+
+
+def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
+    """Check the columns, and bring the samples of a problem together."""
+    import pyarrow as pa
+
+    problem = columns["problem"]
+    require(problem.null_count == 0, "problem", "an empty cell", "a problem in every row")
+    encoded = problem.dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    order = np.argsort(codes, kind="stable")
+    correct = _numbers(columns, "correct")
+    assert correct is not None
+    _check(correct, "correct", (correct == 0) | (correct == 1), "true or false, 1 or 0")
+    rewards, logprobs, tokens = (_numbers(columns, r) for r in ("reward", "logprob", "tokens"))
+    for role, values, low, high in (
+        ("reward", rewards, -np.finfo(float).max, np.finfo(float).max),
+        ("logprob", logprobs, -np.inf, 0.0),
+        ("tokens", tokens, 1.0, np.finfo(float).max),
+    ):
+        wanted = {"reward": "a finite number", "logprob": "at most 0", "tokens": "at least 1"}[role]
+        if values is not None:
+            _check(values, role, (low <= values) & (values <= high), wanted)
+    answers = None
+    if "answer" in columns:
+        kind = columns["answer"].type
+        require(not pa.types.is_nested(kind), "answer", f"values of type {kind}", "text or numbers")
+        answers = np.array([_known(v) for v in columns["answer"].to_pylist()] + [None], object)[:-1]
+    counts = np.bincount(codes)
+    return Samples(
+        name,
+        tuple(str(value) for value in encoded.dictionary.to_pylist()),
+        np.concatenate([[0], np.cumsum(counts)]),
+        correct[order] == 1,
+        None if answers is None else answers[order],
+        *(None if values is None else values[order] for values in (rewards, logprobs, tokens)),
+    )
+
+
+def _numbers(columns: dict[str, Any], role: str) -> Float | None:
+    import pyarrow as pa
+
+    if role not in columns:
+        return None
+    column = columns[role]
+    kind = column.type
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    require(number or pa.types.is_null(kind), role, f"values of type {kind}", "numbers")
+    if not pa.types.is_floating(kind):
+        column = column.cast(pa.float64()) if number else pa.nulls(len(column), pa.float64())
+    return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+
+
+def _known(value: Any) -> Any:
+    """The answer, None for one that is missing; 3.0 and 3 are one answer."""
+    return None if value is None or value != value or value == "" else value
+
+
+def _check(values: Float, role: str, fine: npt.NDArray[np.bool_], wanted: str) -> None:
+    wrong = np.flatnonzero(~fine)
+    if len(wrong):
+        value = values[wrong[0]]
+        came = "nothing (or NaN)" if np.isnan(value) else f"{value:g}"
+        raise InputError(f"{role}: got {came} in row {_first(wrong)}, want {wanted}")
+
+
+def _first(rows: Int) -> str:
+    return f"{int(rows[0]):,}" if len(rows) else ""
