@@ -415,10 +415,14 @@ def _by_strata(
     """Draw each stratum on its own, with its share of the size and its rows' own uniforms."""
     labels = np.asarray(by)
     require(labels.shape == s.shape, "by", f"shape {labels.shape}", f"({len(s)},), a label a row")
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    names, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     everyone = np.arange(len(s), dtype=np.uint64) if ids is None else row_ids(ids, len(s))
     order = np.argsort(codes, kind="stable")
     groups = np.split(order, np.cumsum(counts)[:-1])
+    zero = -np.inf if options.get("log") else 0.0
+    for name, group in zip(names, groups, strict=True):
+        drawable = scheme is top_k or bool((s[group] > zero).any())
+        require(drawable, "scores", f"only zeros in stratum {name!s}", "a positive one in each")
     shares = allocate(counts, int(size))
     uniforms = RowUniforms(rng)
     parts = [

@@ -122,6 +122,7 @@ def test_other_refusals() -> None:
         (lambda: sampling.threshold(ones, np.nan), "cutoff"),
         (lambda: sampling.uniform(0, 1), "n"),
         (lambda: sampling.priority(ones, 1, by=[1, 1, 2, 2]), "size"),
+        (lambda: sampling.pivotal([1, 1, 0, 0], 2, by=["a", "a", "b", "b"]), "scores.* stratum b"),
     ]:
         with pytest.raises(InputError, match=f"^{word}") as error:
             call()
