@@ -29,6 +29,8 @@ _find, __dir__, __all__ = exports(
         "tables": "open_table",
         "coresets": "",
         "data_selection": "",
+        "diffusion": "",
+        "language": "",
         "datasets": "",
         "metrics": "",
         "sampling": "",

@@ -26,6 +26,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.arrays import on_host
 from scoredraw.errors import InputError, import_extra, require
 
 BLOCK_ROWS = 8192
@@ -91,7 +92,7 @@ class ArrayBlocks:
 
 
 def as_blocks(A: Any) -> Blocks:
-    """A matrix as aligned blocks: array-like (n, d), SciPy sparse, or blocks already.
+    """A matrix as aligned blocks: array-like or tensor (n, d), SciPy sparse, or blocks already.
 
     Raises InputError unless it is two-dimensional, numeric and not empty.
 
@@ -104,7 +105,7 @@ def as_blocks(A: Any) -> Blocks:
     if hasattr(A, "tocsr"):
         matrix = A.tocsr()
     else:
-        matrix = np.asarray(A)
+        matrix = np.asarray(on_host(A))
         require(matrix.ndim == 2, "A", f"shape {matrix.shape}", "a matrix (n, d)")
         numeric = matrix.dtype.kind in "fiub"
         require(numeric, "A", f"dtype {matrix.dtype}", "real numbers")

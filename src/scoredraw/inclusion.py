@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.arrays import on_host
 from scoredraw.errors import require
 
 Float = npt.NDArray[np.float64]
@@ -43,7 +44,7 @@ def as_measure(size_measure: Any, name: str = "size_measure") -> Float:
 
 def _checked(scores: Any, name: str) -> tuple[Float, float, float]:
     """Scores as float64 (n,), and the smallest and the largest of them."""
-    values = np.ascontiguousarray(scores, np.float64)
+    values = np.ascontiguousarray(on_host(scores), np.float64)
     require(values.ndim == 1, name, f"shape {values.shape}", "one dimension")
     require(values.size > 0, name, "an empty pool", "at least one row")
     low, high = float(values.min()), float(values.max())

@@ -101,7 +101,7 @@ def bind(
         return Job(entry, count(source), None, None)
     workers = engine.workers if engine else None
     known = {"engine": engine, "rng": seed, "workers": workers, "p": DEFAULT_P.get(method, 1.0)}
-    progress = engine.progress if engine else None
+    known["progress"] = engine.progress if engine else None
     if kind == "rows":
         matrix = rows_matrix(source, target, columns, exclude)
         data: tuple[Any, ...] = (matrix,)
@@ -109,7 +109,6 @@ def bind(
     else:
         features, labels = examples_matrix(source, target, columns, exclude, text)
         n, data = len(labels), (features, labels)
-        known["progress"] = progress
     settings = {**known, **options}
     return Job(entry, n, _bound(score, data, settings), _bound(own, data, settings))
 

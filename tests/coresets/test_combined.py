@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,9 @@ from scoredraw.coresets.combined import (
     root_leverage,
     root_leverage_scores,
     sample_size,
+    sensitivity_lower_bounds,
     sensitivity_plus_leverage,
+    sensitivity_upper_bounds,
     split_copies,
     split_rows,
     split_scores,
@@ -151,6 +155,51 @@ def test_plus_is_the_sum() -> None:
     np.testing.assert_allclose(sensitivity_plus_leverage(A, 1.5), want)
 
 
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, 8.0])
+def test_bounds_from_every_source(p: float) -> None:
+    A = uneven(60, 4)
+    A[11] = 0
+    sigma, slack = lp_sensitivities(A, p), 1 + 1e-7
+    both = {}
+    for source in ("lewis", "leverage", "best"):
+        low = sensitivity_lower_bounds(A, p, source=source)
+        high = sensitivity_upper_bounds(A, p, source=source)
+        assert (low <= sigma * slack).all()
+        assert (sigma <= high * slack).all()
+        assert low[11] == high[11] == 0
+        both[source] = low, high
+    (low, high), (other_low, other_high) = both["lewis"], both["leverage"]
+    np.testing.assert_allclose(both["best"][0], np.maximum(low, other_low), rtol=1e-12)
+    np.testing.assert_allclose(both["best"][1], np.minimum(high, other_high), rtol=1e-12)
+    assert (sensitivity_upper_bounds(A, p) == both["best"][1]).all()
+
+
+def test_bounds_of_nothing_are_zero() -> None:
+    for p in (1.0, 3.0):
+        with pytest.warns(np.exceptions.RankWarning):
+            assert not sensitivity_upper_bounds(np.zeros((3, 2)), p).any()
+
+
+def test_bounds_hold_where_the_weights_have_not_converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one step of the iteration w lies below σ at some row; the certified bounds do not."""
+    from scoredraw.coresets import combined
+
+    A, p = uneven(40, 3), 1.05
+    A[0] = [1e4, 0, 0]
+    sigma, full = lp_sensitivities(A, p), combined.lewis_weights
+
+    def hasty(A: object, p: float, **options: object) -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return full(A, p, max_iter=1, **options)  # type: ignore[call-overload]
+
+    assert (hasty(A, p) < sigma * (1 - 1e-3)).any()
+    monkeypatch.setattr(combined, "lewis_weights", hasty)
+    for source in ("lewis", "best"):
+        assert (sensitivity_upper_bounds(A, p, source=source) >= sigma * (1 - 1e-9)).all()
+        assert (sensitivity_lower_bounds(A, p, source=source) <= sigma * (1 + 1e-9)).all()
+
+
 def test_sample_sizes_follow_the_bounds() -> None:
     total, d, eps = 9.0, 25, 0.1
     want = {
@@ -178,6 +227,8 @@ def test_sample_sizes_follow_the_bounds() -> None:
         (lambda: split_scores(np.eye(3), 3, 0), "size"),
         (lambda: split_scores(np.zeros((3, 2)), 3, 2), "nonzero row"),
         (lambda: split_scores(np.eye(3), 3, 2, sensitivities=[1.0]), "sensitivities"),
+        (lambda: sensitivity_upper_bounds(np.eye(3), 0.5), "p: got 0.5"),
+        (lambda: sensitivity_lower_bounds(np.eye(3), 1, source="w"), "source: got 'w'"),
         (lambda: sample_size("best", 1, 0.1, 1, 1), "method"),
         (lambda: sample_size("lewis", 1, 1.5, 1, 1), "eps"),
         (lambda: sample_size("root_leverage", 3, 0.1, 1, 1), "p < 2"),

@@ -53,7 +53,9 @@ def test_fit_is_a_score_and_a_draw() -> None:
 @pytest.mark.parametrize(
     ("p", "method"),
     [(1, "sensitivity"), (1, "leverage"), (1.5, "root_leverage"), (1, "uniform"), (4, "split"),
-     (2, "sensitivity_plus_leverage"), (5, "lewis")],
+     (2, "sensitivity_plus_leverage"), (5, "lewis"), (1, "sensitivity_sampled"),
+     (1, "sensitivity_block"), (1, "sensitivity_upper"), (3, "sensitivity_upper"),
+     (3, "sensitivity_lower")],
 )  # fmt: skip
 def test_every_score(p: float, method: str) -> None:
     A = gaussian(200, 3)
@@ -68,6 +70,34 @@ def test_eps_asks_for_more_rows_as_it_falls() -> None:
     A = gaussian(5000, 3)
     sizes = [len(LpRowSampler(eps=eps, scheme="priority").fit(A).draw_) for eps in (0.5, 0.2, 0.1)]
     assert sizes == [12, 75, 300]
+
+
+def test_scores_are_those_of_the_functions() -> None:
+    from scoredraw.coresets.sensitivities import lp_sensitivities
+
+    A = gaussian(120, 3)
+    for method in ("exact", "sampled", "block", "upper", "lower"):
+        name = "sensitivity" if method == "exact" else f"sensitivity_{method}"
+        sampler = LpRowSampler(p=3, method=name, size=30, random_state=4).fit(A)
+        want = lp_sensitivities(A, 3, method=method, rng=4)
+        np.testing.assert_allclose(sampler.scores_, want, rtol=1e-7)
+
+
+@pytest.mark.parametrize("p", [1, 3])
+def test_bounds_ask_for_the_rows_that_sensitivities_would_and_their_slack(p: float) -> None:
+    """For eps: q ≥ σ/α at every row, with α = Σσ/size of the exact scores (𝔖 estimated, 5 %)."""
+    from scoredraw.coresets.sensitivities import lp_sensitivities
+
+    A = gaussian(1200, 3) * np.random.default_rng(1).exponential(1, (1200, 1))
+    sigma = lp_sensitivities(A, p)
+    exact = LpRowSampler(p=p, method="sensitivity", eps=0.5, scheme="priority").fit(A)
+    alpha = sigma.sum() / len(exact.draw_)
+    for method in ("sensitivity_upper", "sensitivity_lower"):
+        sampler = LpRowSampler(p=p, method=method, eps=0.5, scheme="priority", random_state=0)
+        size = len(sampler.fit(A).draw_)
+        q = np.minimum(1, sampler.scores_ * size / sampler.scores_.sum())
+        assert (q >= np.minimum(1, sigma / alpha) * 0.8).all()
+        assert size < 12 * len(exact.draw_)
 
 
 def test_a_median_regression_on_the_sample() -> None:

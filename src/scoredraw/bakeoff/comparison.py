@@ -282,18 +282,18 @@ class Comparison:
         return page(self)
 
 
-def verdicts(entries: Sequence[Entry]) -> str:
+def verdicts(entries: Sequence[Entry], of: str = "size") -> str:
     """Where a method beats uniform and where it is worse, as words."""
-    found = (places(entries, verdict) for verdict in ("beats", "worse"))
+    found = (places(entries, verdict, of) for verdict in ("beats", "worse"))
     parts = [f"{verdict} {at}" for verdict, at in zip(("beats", "worse"), found, strict=True) if at]
     return ", ".join(parts) or "undecided"
 
 
-def places(entries: Sequence[Entry], verdict: str) -> str:
+def places(entries: Sequence[Entry], verdict: str, of: str = "size") -> str:
     """The sizes with this verdict: "at 1% and 5%", "at every size", or nothing."""
     sizes = [entry.size for entry in entries if entry.verdict == verdict]
     if len(sizes) == len(entries) > 1:
-        return "at every size"
+        return f"at every {of}"
     return f"at {listing(sizes)}" if sizes else ""
 
 

@@ -107,7 +107,8 @@ def score_contenders(
     for method in methods.values():
         if method.kind == "rows":
             started = time.perf_counter()
-            values = np.asarray(call(method.function, matrix, p=DEFAULT_P.get(method.name, 1.0)))
+            p = DEFAULT_P.get(method.name, 1.0)
+            values = np.asarray(call(method.function, matrix, p=p, rng=seed))
             scores[method.name] = values, time.perf_counter() - started
     probes = [method.name for method in methods.values() if method.kind == "examples"]
     if probes:

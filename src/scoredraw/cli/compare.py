@@ -1,4 +1,4 @@
-"""`scoredraw compare rows`: which way of drawing rows is worth it on this data, against uniform."""
+"""`scoredraw compare`: which way of drawing rows, or of choosing an answer, is worth it here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scoredraw.cli.options import (
+    AnswerColumn,
+    CorrectColumn,
+    LogprobColumn,
+    ProblemColumn,
+    RewardColumn,
+    SamplesInput,
+    Seed,
+    Sizes,
+    TokensColumn,
+    named_columns,
+    whole,
+)
 from scoredraw.errors import InputError
 
 if TYPE_CHECKING:
+    from scoredraw.bakeoff.answers import AnswerComparison
     from scoredraw.bakeoff.comparison import Comparison
     from scoredraw.bakeoff.rows import Progress
     from scoredraw.metrics import Estimate
@@ -99,6 +113,51 @@ def rows(
             typer.echo(f"wrote {report}")
 
 
+def answers(
+    samples: SamplesInput,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as majority,bon,mean-logprob.",
+            metavar="A,B",
+            show_default="all that the columns allow",
+        ),
+    ] = None,
+    ks: Sizes = None,
+    problem: ProblemColumn = None,
+    correct: CorrectColumn = None,
+    answer: AnswerColumn = None,
+    reward: RewardColumn = None,
+    logprob: LogprobColumn = None,
+    tokens: TokensColumn = None,
+    repeats: Annotated[int, typer.Option(help="Random subsets where nothing is exact.")] = 1000,
+    seed: Seed = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page of figures.", metavar="FILE.html")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare ways of choosing one of k sampled answers, against a sample chosen uniformly."""
+    from scoredraw.bakeoff.answers import compare_answers
+
+    if report is not None:
+        check_report(report)
+    columns = named_columns(problem, correct, answer, reward, logprob, tokens)
+    with progress_bar() as progress:
+        result = compare_answers(
+            samples, methods, whole(ks, "ks"),
+            columns=columns, repeats=repeats, seed=seed, progress=progress,
+        )  # fmt: skip
+    if report is not None:
+        result.page().save(report)
+    if as_json:
+        typer.echo(result.to_json())
+        return
+    print_choices(result)
+    if report is not None:
+        typer.echo(f"wrote {report}")
+
+
 def check_report(path: Path) -> None:
     """Find out before the work whether the page can be written."""
     if path.is_dir():
@@ -170,6 +229,40 @@ def print_leaderboard(result: Comparison) -> None:
             table.add_row(method, *cells, "(reaches)", "", style="dim", end_section=False)
         else:
             table.add_row(Text(method), *cells, verdicts(entries), f"{entries[0].seconds:.2f}")
+    console.print(table)
+    console.print(Text(result.answer))
+    for note in result.notes:
+        console.print(Text(f"- {note}", style="dim"))
+
+
+def print_choices(result: AnswerComparison) -> None:
+    """Gains over a uniform sample, what that and a perfect verifier reach, the answer in words."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from scoredraw.bakeoff.answers import percent
+    from scoredraw.bakeoff.comparison import verdicts
+    from scoredraw.bakeoff.contenders import BASELINE
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    wide = console.width >= 130
+    title = f"{result.samples.name}: gain in accuracy over a uniform sample, percentage points"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("method", overflow="fold")
+    for entry in result.of(BASELINE):
+        table.add_column(entry.size, justify="right")
+    table.add_column("against uniform")
+    for method in result.ranking:
+        entries, baseline = result.of(method), method == BASELINE
+        cells = [
+            Text(shown(percent(e.value if baseline else e.gain), wide), style=COLOURS[e.verdict])
+            for e in entries
+        ]
+        said = "(reaches)" if baseline else verdicts(entries, "k")
+        table.add_row(Text(method), *cells, said, style="dim" if baseline else "")
+    ceiling = [Text(shown(percent(value), wide)) for value in result.ceiling]
+    table.add_row("some sample is right", *ceiling, "(reaches)", style="dim")
     console.print(table)
     console.print(Text(result.answer))
     for note in result.notes:

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the progress bar of a streaming pass."""
+"""Options that several verbs share, what they mean, and the progress bar of a streaming pass."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scoredraw.errors import InputError
 from scoredraw.execution import Engine
 
 Input = Annotated[
@@ -39,10 +40,48 @@ Probe = Annotated[str | None, typer.Option(help="mlp or logistic: what is traine
 Seeds = Annotated[int | None, typer.Option(min=1, help="Probes trained and averaged (examples).")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs of a probe (examples).")]
 
+SamplesInput = Annotated[
+    str,
+    typer.Argument(
+        metavar="SAMPLES",
+        help="A row a sample (or a row a problem, with lists), or smollm2-arith, gsm8k-solutions.",
+        show_default=False,
+    ),
+]
+Sizes = Annotated[
+    str | None,
+    typer.Option("--ks", help="Numbers of samples.", metavar="K,...", show_default="1,2,4,...,n"),
+]
+ProblemColumn = Annotated[str | None, typer.Option("--problem", help="Its column.", metavar="COL")]
+CorrectColumn = Annotated[str | None, typer.Option("--correct", help="Its column.", metavar="COL")]
+AnswerColumn = Annotated[str | None, typer.Option("--answer", help="Its column.", metavar="COL")]
+RewardColumn = Annotated[str | None, typer.Option("--reward", help="Its column.", metavar="COL")]
+LogprobColumn = Annotated[str | None, typer.Option("--logprob", help="Its column.", metavar="COL")]
+TokensColumn = Annotated[str | None, typer.Option("--tokens", help="Its column.", metavar="COL")]
+
 
 def split(text: str | None) -> list[str] | None:
     """A comma-separated list, or None."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def named_columns(*names: str | None) -> dict[str, str]:
+    """The columns that a person named, by their roles in `samples.COLUMNS`."""
+    from scoredraw.samples import COLUMNS
+
+    return {role: name for role, name in zip(COLUMNS, names, strict=True) if name is not None}
+
+
+def whole(text: str | None, argument: str) -> list[int] | None:
+    """A comma-separated list of whole numbers, or None."""
+    parts = split(text)
+    if parts is None:
+        return None
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong or not parts:
+        came = wrong[0] if wrong else text
+        raise InputError(f"{argument}: got {came!r}, want whole numbers as 1,2,4")
+    return [int(part) for part in parts]
 
 
 def given(**options: Any) -> dict[str, Any]:

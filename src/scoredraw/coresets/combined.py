@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.coresets.certified import lewis_certificate
 from scoredraw.coresets.leverage import leverage_scores, materialise, take_rows
 from scoredraw.coresets.lewis import lewis_weights
 from scoredraw.coresets.sensitivities import lp_sensitivities
@@ -26,6 +27,7 @@ from scoredraw.uniforms import Rng, RowUniforms
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
+SOURCES = ("best", "lewis", "leverage")
 SIZES = ("sensitivity", "root_leverage", "sensitivity_plus_leverage", "split", "lewis", "generic")
 
 
@@ -245,7 +247,7 @@ def lewis_bounds(weights: Any, p: float, rank: int) -> tuple[Float, Float]:
     ([0.25], [0.5])
     """
     w = np.asarray(weights, np.float64)
-    other = np.minimum(1.0, rank ** (p / 2 - 1) * w)
+    other = np.minimum(1.0, max(rank, 1) ** (p / 2 - 1) * w)
     return (other, w) if p <= 2 else (w, other)
 
 
@@ -275,18 +277,54 @@ def total_bounds(p: float, rank: int) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def sensitivity_upper_bounds(A: Any, p: float, *, engine: Engine | None = None) -> Float:
-    """Upper bounds of the lp sensitivities from Lewis weights: cheap, and never too small.
+def sensitivity_upper_bounds(
+    A: Any, p: float, *, source: str = "best", engine: Engine | None = None
+) -> Float:
+    """Upper bounds of the lp sensitivities: cheap, and never too small.
 
-    w_i for p ≤ 2 and min(1, d^{p/2-1} w_i) for p ≥ 2. -> float64 (n,). Time that of the weights.
-    Cohen and Peng 2015 (arXiv 1412.0588).
+    source="lewis": w_i for p ≤ 2 and min(1, d^{p/2-1} w_i) for p ≥ 2; "leverage": τ_i^{p/2} and
+    min(1, n^{p/2-1} τ_i^{p/2}), n the nonzero rows; "best": the smaller, row by row.
+    A: (n, d) dense, CSR or blocks; 1 ≤ p < ∞. -> float64 (n,). Where the weights' iteration has
+    not converged (it warns), their own certified bounds are used. Raises InputError.
+    Time that of the weights. Cohen and Peng 2015 (arXiv 1412.0588).
 
     >>> import numpy as np
     >>> sensitivity_upper_bounds(np.eye(3), 4).round(9).tolist()
     [1.0, 1.0, 1.0]
     """
-    weights, info = lewis_weights(A, p, return_info=True, engine=engine)
-    return lewis_bounds(weights, p, info.rank)[1]
+    return _bounds(A, p, source, engine)[1]
+
+
+def sensitivity_lower_bounds(
+    A: Any, p: float, *, source: str = "best", engine: Engine | None = None
+) -> Float:
+    """Lower bounds of the lp sensitivities: cheap, and never too large.
+
+    source="lewis": d^{p/2-1} w_i for p ≤ 2 and w_i for p ≥ 2; "leverage": n^{p/2-1} τ_i^{p/2} and
+    τ_i^{p/2}; "best": the larger, row by row. Otherwise as `sensitivity_upper_bounds`.
+
+    >>> import numpy as np
+    >>> sensitivity_lower_bounds(np.array([[3.0], [4.0]]), 1, source="lewis").round(6).tolist()
+    [0.428571, 0.571429]
+    """
+    return _bounds(A, p, source, engine)[0]
+
+
+def _bounds(A: Any, p: float, source: str, engine: Engine | None) -> tuple[Float, Float]:
+    require(1 <= p < np.inf, "p", p, "1 <= p < infinity")
+    require(source in SOURCES, "source", repr(source), f"one of {', '.join(SOURCES)}")
+    blocks = as_blocks(A)
+    found = []
+    if source != "leverage":
+        weights, info = lewis_weights(blocks, p, return_info=True, engine=engine)
+        low, high = weights, weights
+        if not info.converged:
+            low, high = lewis_certificate(blocks, p, weights)[:2]
+        found.append((lewis_bounds(low, p, info.rank)[0], lewis_bounds(high, p, info.rank)[1]))
+    if source != "lewis":
+        found.append(leverage_bounds(leverage_scores(blocks, engine=engine), p))
+    lower = np.max([one[0] for one in found], axis=0)
+    return lower, np.min([one[1] for one in found], axis=0)
 
 
 def _scale_rows(rows: Any, scale: npt.NDArray[Any]) -> Any:

@@ -11,10 +11,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from scoredraw.coresets.approximate import total_sensitivity
 from scoredraw.coresets.combined import (
     root_leverage,
     sample_size,
+    sensitivity_lower_bounds,
     sensitivity_plus_leverage,
+    sensitivity_upper_bounds,
     split_scores,
 )
 from scoredraw.coresets.leverage import leverage_scores
@@ -30,6 +33,10 @@ Float = npt.NDArray[np.float64]
 METHODS = (
     "lewis",
     "sensitivity",
+    "sensitivity_sampled",
+    "sensitivity_block",
+    "sensitivity_upper",
+    "sensitivity_lower",
     "leverage",
     "root_leverage",
     "sensitivity_plus_leverage",
@@ -52,8 +59,9 @@ class LpRowSampler(BaseEstimator):
         default what `sample_size` gives for `eps`.
     eps : relative error aimed at, up to constants and logarithms, if size is None; 0.5 by default.
     method : the score: "lewis" (the default: cheap, and for p ≤ 2 above the sensitivities),
-        "sensitivity", "leverage", "root_leverage" (p < 2), "sensitivity_plus_leverage" (p ≤ 2),
-        "split" (p > 2) or "uniform".
+        "sensitivity", its approximations "sensitivity_sampled" and "sensitivity_block" and bounds
+        "sensitivity_upper" and "sensitivity_lower" (as in `lp_sensitivities`), "leverage",
+        "root_leverage" (p < 2), "sensitivity_plus_leverage" (p ≤ 2), "split" (p > 2) or "uniform".
     scheme : a scheme of `scoredraw.sampling`: "poisson", "priority", "systematic", "pivotal", ...
     rounds : of recursive root leverage (which is a Poisson draw each).
     random_state : int, RandomState or None.
@@ -177,8 +185,11 @@ class LpRowSampler(BaseEstimator):
     def _score(self, X: Any) -> Float:
         if self.method == "uniform":
             return np.ones(X.shape[0])
-        if self.method == "sensitivity":
-            return lp_sensitivities(X, self.p)
+        if self.method in ("sensitivity_upper", "sensitivity_lower"):
+            return self._bounds(X)
+        if self.method.startswith("sensitivity") and self.method != "sensitivity_plus_leverage":
+            how = self.method.removeprefix("sensitivity").strip("_") or "exact"
+            return lp_sensitivities(X, self.p, method=how, rng=self.seed_)
         if self.method == "leverage":
             return leverage_scores(X)
         if self.method == "root_leverage":
@@ -191,6 +202,22 @@ class LpRowSampler(BaseEstimator):
             return split_scores(X, self.p, self._count(len(sigma)), sensitivities=sigma)
         return lewis_weights(X, self.p)
 
+    def _bounds(self, X: Any) -> Float:
+        """Upper or lower bounds; the size for eps takes 𝔖 from a few exact sensitivities.
+
+        Sensitivities would be drawn with q = σ/α. Scores s ≥ cσ need α c, and Σs/(α c) rows.
+        """
+        upper = sensitivity_upper_bounds(X, self.p)
+        lower = sensitivity_lower_bounds(X, self.p)
+        scores = upper if self.method == "sensitivity_upper" else lower
+        if self.size is None and scores.any():
+            total, _ = total_sensitivity(X, self.p, rng=self.seed_)
+            real = upper > 0
+            short = 1.0 if scores is upper else float((upper[real] / lower[real]).max())
+            size = self._from_eps(total) * short * float(scores.sum()) / total
+            self._size = int(np.ceil(size * (1 - 1e-9)))
+        return scores
+
     def _count(self, n: int) -> int:
         """Rows to keep out of n."""
         if self.size is not None:
@@ -202,6 +229,8 @@ class LpRowSampler(BaseEstimator):
         d = int(self.n_features_in_)
         eps = 0.5 if self.eps is None else self.eps
         bound = {"leverage": "lewis", "uniform": "generic"}.get(self.method, self.method)
+        if bound.startswith("sensitivity_") and bound != "sensitivity_plus_leverage":
+            bound = "sensitivity"
         if self.method == "sensitivity_plus_leverage":
             total -= d
         return sample_size(bound, self.p, eps, max(total, 1e-9), d)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.arrays import is_tensor
 from scoredraw.errors import require
 from scoredraw.execution import Blocks, Engine, as_blocks, map_blocks
 
@@ -38,13 +39,19 @@ class Whitening(NamedTuple):
 
 
 def leverage_scores(
-    A: Any, *, method: str = "auto", engine: Engine | None = None, rng: Any = None
+    A: Any,
+    *,
+    method: str = "auto",
+    sketch: str = "countsketch",
+    engine: Engine | None = None,
+    rng: Any = None,
 ) -> Float:
     """Leverage scores τ_i = a_iᵀ(AᵀA)⁺a_i, the squared row norms of an orthonormal basis of A.
 
-    A: (n, d) dense array, CSR matrix or blocks of a table; computed in float64. method: "gram" (one
-    pass for AᵀA, one for the scores), "qr" (for condition numbers above 1e7), "auto" (gram, and
-    qr if it turns out to be needed) or "sketch" (`sketching.sketched_leverage`, seeded by rng).
+    A: (n, d) dense array, CSR matrix or blocks of a table; computed in float64. A torch tensor is
+    scored where it lies (`tensors.leverage_scores`). method: "gram" (one pass for AᵀA, one for the
+    scores), "qr" (for condition numbers above 1e7), "auto" (gram, and qr if it turns out to be
+    needed) or "sketch" (`sketching.sketched_leverage` with that `sketch`, seeded by rng).
     -> float64 (n,) in [0, 1], summing to the rank; a zero row has 0.
 
     Directions below max(n, d)·eps of the largest, columns scaled to norm one, are dropped, with a
@@ -61,11 +68,15 @@ def leverage_scores(
     [0.5357, 0.3214, 0.25, 0.8929]
     """
     require(method in METHODS, "method", repr(method), f"one of {', '.join(METHODS)}")
+    if is_tensor(A):
+        from scoredraw.coresets import tensors
+
+        return tensors.leverage_scores(A, method=method, sketch=sketch, rng=rng)
     blocks = as_blocks(A)
     if method == "sketch":
         from scoredraw.coresets.sketching import sketched_leverage
 
-        return sketched_leverage(blocks, rng=rng, engine=engine)
+        return sketched_leverage(blocks, sketch=sketch, rng=rng, engine=engine)
     if blocks.n < blocks.d:
         return _wide_leverage(blocks, engine)
     factors, _ = whiten(blocks, method=method, engine=engine)
@@ -136,6 +147,10 @@ def ridge_leverage_scores(
     [0.5, 0.5]
     """
     require(ridge is None or 0 <= ridge < np.inf, "ridge", ridge, "a number >= 0")
+    if is_tensor(A):
+        from scoredraw.coresets import tensors
+
+        return tensors.ridge_leverage_scores(A, ridge)
     if ridge == 0:
         return leverage_scores(A, engine=engine)
     blocks = as_blocks(A)

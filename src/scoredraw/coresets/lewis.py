@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.arrays import is_tensor
 from scoredraw.coresets.leverage import (
     CORRECT_FROM,
     TILE,
@@ -75,8 +76,9 @@ def lewis_weights(
 ) -> Float | tuple[Float, LewisInfo]:
     """lp Lewis weights: the w with w_i^{2/p} = a_iᵀ(Aᵀ W^{1-2/p} A)⁻¹a_i.
 
-    A: (n, d) dense, CSR or blocks of a table; 0 < p < ∞. -> float64 (n,) in [0, 1], summing to the
-    rank; zero rows have 0; with return_info also a `LewisInfo`.
+    A: (n, d) dense, CSR or blocks of a table, or a torch tensor, which is scored where it lies;
+    0 < p < ∞. -> float64 (n,) in [0, 1], summing to the rank; zero rows have 0; with return_info
+    also a `LewisInfo`.
 
     With F(w) the right side to the power p/2 the step is w ← w^{1-η} F(w)^η, η = 4/(p+2). At the
     fixed point ∂log F/∂log w = -(p/2 - 1) D⁻¹(P∘P), P the projection on the columns of
@@ -99,6 +101,10 @@ def lewis_weights(
     >>> lewis_weights(A, 1).round(6).tolist()
     [1.0, 0.25, 0.75]
     """
+    if is_tensor(A):
+        from scoredraw.coresets import tensors
+
+        return tensors.lewis_weights(A, p, tol=tol, max_iter=max_iter, return_info=return_info)
     require(0 < p < np.inf, "p", p, "0 < p < infinity")
     require(tol > 0, "tol", tol, "a positive number")
     require(max_iter >= 1, "max_iter", max_iter, "at least 1")

@@ -9,7 +9,7 @@ is the same for A and AT (T invertible), so everything happens in an orthonormal
 columns of A. The programmes of many rows are solved at once by Newton's method (their Hessians
 are one matrix product), and every value comes with a certificate: the primal point and a feasible
 dual point made from it bound σ_i from both sides. For p = 1 the certificate is a vertex of the
-linear programme; rows whose vertex is degenerate go to HiGHS, one dual programme each.
+linear programme, degenerate or not; rows where both guesses fail go to HiGHS, one dual each.
 """
 
 from __future__ import annotations
@@ -21,20 +21,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.coresets.leverage import leverage_scores, materialise, single_threads, whitening
+from scoredraw.arrays import is_tensor
+from scoredraw.coresets.leverage import (
+    leverage_scores,
+    materialise,
+    single_threads,
+    whitening,
+)
 from scoredraw.errors import require
 from scoredraw.execution import as_blocks
+from scoredraw.uniforms import Rng
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
 
+METHODS = ("exact", "sampled", "block", "upper", "lower")
 GAP = 1e-10  # a row is finished when its duality gap, relative, is below
 WARN_GAP = 1e-6  # and reported when its gap is still above after MAX_STEPS
 LP_GAP = 1e-8  # p = 1: rows with a larger gap after LP_STEPS go to the linear programme
 MAX_STEPS = 100
 LP_STEPS = 45
+FACE_CUTS = (1e-6, 1e-4)  # residuals taken for zero at a degenerate vertex, in parts of their mean
 SHRINK = 0.4  # of the smoothing width, a step
 BATCH_CELLS = 1 << 20  # rows solved at once times rows of the objective
+BATCH_ROWS = 128  # at most so many at once: often enough to report, and to share among workers
 PRODUCT_CELLS = 1 << 25  # outer products u_j u_jᵀ kept in memory; beyond, they are made again
 
 
@@ -42,22 +53,29 @@ def lp_sensitivities(
     A: Any,
     p: float,
     *,
+    method: str = "exact",
     rows: Any = None,
+    rng: Rng = None,
     workers: int | None = None,
     solver: str = "auto",
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Float:
-    """Exact lp sensitivities σ_i = max_x |⟨a_i, x⟩|^p / ‖Ax‖_p^p of the rows of A.
+    """lp sensitivities σ_i = max_x |⟨a_i, x⟩|^p / ‖Ax‖_p^p of the rows of A.
 
-    A: (n, d) dense, CSR, or blocks of a table; p in [1, ∞], where p = ∞ means
-    max_x |⟨a_i, x⟩| / ‖Ax‖_∞. rows: positions of the rows wanted (all). workers: threads (all
-    cores). solver: "newton", "lp" (p = 1 and p = ∞, HiGHS on the dual), or "auto".
+    A: (n, d) dense, CSR, blocks of a table, or a torch tensor (`tensor_sensitivities`); p in
+    [1, ∞], where p = ∞ means max_x |⟨a_i, x⟩| / ‖Ax‖_∞. rows: positions of the rows wanted (all).
+    workers: threads (all cores). solver: "newton", "lp" (p = 1 and p = ∞, HiGHS on the dual), or
+    "auto". progress(done, all) is called as rows are solved. method: "exact", or, for p < ∞, in
+    falling cost "sampled" (`approximate_sensitivities`), "block" (`block_sensitivities`), "upper"
+    or "lower" (`sensitivity_upper_bounds`, `_lower_bounds`), seeded by rng; `options` are theirs.
     -> float64 (n,) or (len(rows),), in [0, 1]; a zero row has 0, p = 2 gives leverage scores.
 
-    Equal rows are merged and solved once. Each value is certified by a dual point to 1e-10
+    Equal rows are merged and solved once. Each exact value is certified by a dual point to 1e-10
     relative where round-off lets it (1e-8 for p = 1); a ConvergenceWarning states the largest gap
     if one exceeds 1e-6.
-    Raises InputError for p < 1, NaN or infinite entries, or positions outside the matrix. Warns
-    (RankWarning) if A is rank deficient.
+    Raises InputError for p < 1, NaN or infinite entries, positions outside the matrix, or a method
+    or option that is none. Warns (RankWarning) if A is rank deficient.
 
     Time O(n² d² · 10 to 60 steps), memory O(n d + 2^20) numbers a worker.
     Woodruff and Yasuda 2023 (arXiv 2306.00732).
@@ -68,85 +86,35 @@ def lp_sensitivities(
     [0.5, 0.5, 0.5]
     """
     require(p >= 1, "p", p, "p >= 1")
+    require(method in METHODS, "method", repr(method), f"one of {', '.join(METHODS)}")
+    if is_tensor(A) and method == "exact":
+        from scoredraw.coresets import tensor_sensitivities
+
+        return tensor_sensitivities.lp_sensitivities(A, p, rows=rows)
+    if method != "exact":
+        from scoredraw.coresets.approximate import by_method
+
+        given = {"rng": rng, "workers": workers, "progress": progress, **options}
+        return by_method(method, A, p, rows, given)
+    require(not options, "options", ", ".join(options), "none for method='exact'")
     require(solver in ("auto", "newton", "lp"), "solver", repr(solver), "auto, newton or lp")
     linear = p in (1, np.inf)
     require(solver != "lp" or linear, "solver", f"lp with p = {p}", "lp only for p = 1 or infinity")
     require(solver != "newton" or p < np.inf, "solver", "newton with p = inf", "lp or auto")
     blocks = as_blocks(A)
-    wanted = _positions(rows, blocks.n)
+    wanted = positions(rows, blocks.n)
     if p == 2:
         return leverage_scores(blocks)[wanted]
     merged, group, counts = merge_equal_rows(materialise(blocks), p)
     if not len(counts):
         return np.zeros(len(wanted))
-    basis = _orthonormal(merged)
+    basis = orthonormal_basis(merged)
     targets = np.unique(group[wanted])
     targets = targets[targets >= 0]
     value = np.zeros(len(counts) + 1)  # the last entry is for zero rows, whose group is -1
-    solved = _solve(basis, basis[targets], p, workers, solver)
+    solved = solve_programmes(basis, basis[targets], p, workers, solver, progress)
     value[targets] = solved / (counts[targets] if p < np.inf else 1.0)
     return np.minimum(value, 1.0)[group[wanted]]
-
-
-def approximate_sensitivities(
-    A: Any, p: float, size: int, *, rng: Any = None, workers: int | None = None
-) -> Float:
-    """Sensitivities against a Lewis-weight sample: σ̃_i = max_x |⟨a_i, x⟩|^p / ‖SAx‖_p^p.
-
-    With ‖SAx‖_p^p within 1 ± ε of ‖Ax‖_p^p, σ̃_i is within 1/(1 ± ε) of σ_i, and each programme has
-    about `size` terms instead of n. A: (n, d) as in `lp_sensitivities`; p in [1, ∞); size: expected
-    rows of the sample, at least a few times d. -> float64 (n,), clipped to [0, 1].
-    Raises InputError for p outside [1, ∞) or a sample that loses rank.
-
-    Time O(n size d² · steps). Padmanabhan, Woodruff, Zhang 2023 (arXiv 2311.04158), with the
-    sample drawn by Lewis weights (Cohen and Peng 2015, arXiv 1412.0588).
-
-    >>> import numpy as np
-    >>> A = np.random.default_rng(0).standard_normal((60, 2))
-    >>> near = approximate_sensitivities(A, 1, 40, rng=0) / lp_sensitivities(A, 1)
-    >>> bool(abs(near - 1).max() < 0.5)
-    True
-    """
-    from scoredraw.coresets.lewis import lewis_weights
-    from scoredraw.sampling import poisson
-
-    require(1 <= p < np.inf, "p", p, "1 <= p < infinity")
-    matrix = materialise(as_blocks(A))
-    draw = poisson(lewis_weights(matrix, p), size, rng=rng)
-    basis = _orthonormal(matrix)
-    sample = basis[draw.indices] * draw.weights[:, None] ** (1 / p)
-    factor, rank = whitening(sample)
-    require(rank == basis.shape[1], "size", size, f"a sample of rank {basis.shape[1]}")
-    targets = np.flatnonzero(np.abs(basis).max(1) > 0)
-    sigma = np.zeros(len(basis))
-    sigma[targets] = _solve(sample @ factor, basis[targets] @ factor, p, workers, "auto")
-    return np.minimum(sigma, 1.0)
-
-
-def total_sensitivity(
-    A: Any, p: float, *, size: int = 64, rng: Any = None, workers: int | None = None
-) -> tuple[float, float]:
-    """Estimate Σσ_i from a few exact sensitivities: (Σw / k) Σ σ_i / w_i over k rows drawn ∝ w.
-
-    w: Lewis weights, within d^{|1-p/2|} of σ, so the ratios are bounded. -> (estimate, standard
-    error); exact, with error 0, where `size` reaches the number of nonzero rows.
-    Padmanabhan, Woodruff, Zhang 2023 (arXiv 2311.04158).
-
-    >>> import numpy as np
-    >>> total_sensitivity(np.eye(4), 1)
-    (4.0, 0.0)
-    """
-    from scoredraw.coresets.lewis import lewis_weights
-    from scoredraw.sampling import multinomial
-
-    weights = lewis_weights(A, p)
-    if size >= np.count_nonzero(weights):
-        return float(lp_sensitivities(A, p, workers=workers).sum()), 0.0
-    draw = multinomial(weights, size, rng=rng)
-    rows, where = np.unique(draw.indices, return_inverse=True)
-    sigma = lp_sensitivities(A, p, rows=rows, workers=workers)[where]
-    terms = sigma * draw.weights * size  # σ_i Σw / w_i, one an entry of the draw
-    return float(terms.mean()), float(terms.std(ddof=1) / np.sqrt(size))
 
 
 def merge_equal_rows(matrix: Any, p: float) -> tuple[Any, Int, Float]:
@@ -176,12 +144,13 @@ def merge_equal_rows(matrix: Any, p: float) -> tuple[Any, Int, Float]:
     return (diags_array(scale) @ matrix[rows]).tocsr(), group, counts.astype(np.float64)
 
 
-def _orthonormal(matrix: Any) -> Float:
-    """An orthonormal basis of the columns (n, rank), orthogonal to round-off."""
-    return np.linalg.qr(np.asarray(matrix @ whitening(matrix).factor))[0]
+def orthonormal_basis(matrix: Any) -> Float:
+    """An orthonormal basis of the columns (n, rank), orthogonal to round-off; zero rows stay so."""
+    columns = np.asarray(matrix @ whitening(matrix).factor)
+    return np.asarray(np.linalg.qr(columns)[0] * np.any(columns, axis=1, keepdims=True))
 
 
-def _positions(rows: Any, n: int) -> Int:
+def positions(rows: Any, n: int) -> Int:
     if rows is None:
         return np.arange(n)
     wanted = np.atleast_1d(np.asarray(rows))
@@ -191,33 +160,45 @@ def _positions(rows: Any, n: int) -> Int:
     return wanted.astype(np.int64)
 
 
-# ------------------------------------------------------------------ batches of programmes
-
-
-def _solve(basis: Float, targets: Float, p: float, workers: int | None, solver: str) -> Float:
+def solve_programmes(
+    basis: Float,
+    targets: Float,
+    p: float,
+    workers: int | None = None,
+    solver: str = "auto",
+    progress: Progress | None = None,
+) -> Float:
     """1 / min {‖Uy‖_p^p : ⟨t, y⟩ = 1} for every row t of `targets`; U has full column rank."""
-    sigma = np.empty(len(targets))
-    gap = np.full(len(targets), np.inf)
+    count = len(targets)
+    sigma, gap = np.empty(count), np.full(count, np.inf)
+    linear = p in (1, np.inf) and solver != "newton"  # HiGHS for what Newton leaves
+
+    def report(solved: int) -> None:
+        if progress is not None:
+            progress(solved, count)
+
     if solver != "lp" and p < np.inf:
         newton = _newton_smoothed if p < 2 else _newton_power
         grams = WeightedGrams(basis)
-        batch = int(np.clip(BATCH_CELLS // len(basis), 16, 512))
-        parts = [slice(i, i + batch) for i in range(0, len(targets), batch)]
+        batch = int(np.clip(BATCH_CELLS // len(basis), 16, BATCH_ROWS))
+        parts = [slice(i, i + batch) for i in range(0, count, batch)]
         with single_threads(workers) as pool:
             batches = pool.map(lambda s: newton(basis, grams, targets[s], p), parts)
-            for part, done in zip(parts, batches, strict=True):
-                sigma[part], gap[part] = done
-    if p in (1, np.inf):
-        programme = _dual_absolute if p == 1 else _dual_largest
-        left = np.flatnonzero(gap > LP_GAP) if solver != "newton" else np.arange(0)
+            for part, found in zip(parts, batches, strict=True):
+                sigma[part], gap[part] = found
+                report(int((gap <= LP_GAP).sum()) if linear else min(part.stop, count))
+    if linear:
+        left = np.flatnonzero(gap > LP_GAP)
         with single_threads(workers) as pool:
-            sigma[left] = list(pool.map(lambda i: programme(basis, targets[i]), left))
-        gap[left] = 0.0
+            solved = pool.map(lambda i: _dual(basis, targets[i], p), left)
+            for i, value in zip(left, solved, strict=True):
+                sigma[i], gap[i] = value, 0.0
+                report(int((gap <= LP_GAP).sum()))
     if (worst := gap.max(initial=0.0)) > WARN_GAP:
         from sklearn.exceptions import ConvergenceWarning
 
-        count = int((gap > WARN_GAP).sum())
-        text = f"lp_sensitivities: {count} rows with a relative duality gap up to {worst:.1e}"
+        bad = f"{(gap > WARN_GAP).sum()} rows"
+        text = f"lp_sensitivities: {bad} with a relative duality gap up to {worst:.1e}"
         warnings.warn(text, ConvergenceWarning, stacklevel=3)
     return sigma
 
@@ -437,7 +418,42 @@ def _newton_smoothed(
         theta = np.sqrt(residual**2 + width**2)
         limit = power(theta, p - 1)
         dual = np.clip(free_dual, -limit, limit)
+    if p == 1 and len(t):
+        for cut in FACE_CUTS:
+            ends = [_face(basis, *one, cut) for one in zip(t, y, free_dual, strict=True)]
+            value, gap = np.array(ends).T
+            go_on = work.record(value, gap)
+            t, y, free_dual = t[go_on], y[go_on], free_dual[go_on]
+            if not len(t):
+                break
     return work.result()
+
+
+def _face(basis: Float, target: Float, y: Float, dual: Float, cut: float) -> tuple[float, float]:
+    """p = 1, a degenerate vertex (more than r - 1 residuals are zero): log value, duality gap.
+
+    y is projected onto the x that keep the residuals below the cut at zero; the dual is sign(r) on
+    the other rows, and on these what the smoothed dual was, with the least change that gives
+    Uᵀz = t ‖Uy‖_1. Where many duals are optimal the smoothed one lies inside, and stays there.
+    """
+    residual = basis @ y
+    size = np.abs(residual)
+    zero = size <= cut * size.mean()
+    near = basis[zero]
+    values, vectors = np.linalg.eigh(near.T @ near)
+    there = values > 1e-12 * max(values[-1], 1e-300)
+    kernel = vectors[:, ~there]
+    y = kernel @ (kernel.T @ y)
+    along = float(y @ target)
+    if not along > 0:
+        return np.inf, np.inf
+    residual = basis @ (y / along)
+    z = np.where(zero, np.clip(dual, -1.0, 1.0), np.sign(residual))
+    missing = np.abs(residual).sum() * target - z @ basis
+    span = vectors[:, there]
+    z[zero] += near @ (span @ ((span.T @ missing) / values[there]))
+    value, gap = _duality_gap(basis, target[None], residual[None], z[None], 1)
+    return float(value[0]), float(gap[0])
 
 
 def _vertex(basis: Float, targets: Float, residual: Float) -> tuple[Float, Float]:
@@ -463,31 +479,21 @@ def _vertex(basis: Float, targets: Float, residual: Float) -> tuple[Float, Float
     return np.log(value), np.where(usable & (excess < 1 + 1e-9), gap, np.inf)
 
 
-# ------------------------------------------------------------------ linear programmes, one a row
-
-
-def _dual_absolute(basis: Float, target: Float) -> float:
-    """p = 1: σ = 1/c for the largest c with Uᵀz = c t, |z| ≤ 1."""
+def _dual(basis: Float, target: Float, p: float) -> float:
+    """p = 1: σ = 1/c, the largest c with Uᵀz = c t, |z| ≤ 1. p = ∞: σ = min ‖z‖_1, Uᵀz = t."""
     from scipy.optimize import linprog
 
     n, r = basis.shape
-    cost = np.zeros(n + 1)
-    cost[-1] = -1.0
-    scale = np.abs(target).max()  # so that both sides of the equation are near one
-    equations = np.column_stack([basis.T, -target / scale])
-    bounds = np.tile([-1.0, 1.0], (n + 1, 1))
-    bounds[-1] = 0.0, np.inf
-    done = linprog(cost, A_eq=equations, b_eq=np.zeros(r), bounds=bounds, method="highs")
+    scale = np.abs(target).max()  # so that both sides of the equations are near one
+    if p == 1:
+        cost, wanted = np.append(np.zeros(n), -1.0), np.zeros(r)
+        equations = np.column_stack([basis.T, -target / scale])
+        bounds = np.tile([-1.0, 1.0], (n + 1, 1))
+        bounds[-1] = 0.0, np.inf
+    else:
+        cost, wanted = np.ones(2 * n), target / scale
+        equations = np.column_stack([basis.T, -basis.T])  # z = z⁺ - z⁻
+        bounds = np.tile([0.0, np.inf], (2 * n, 1))
+    done = linprog(cost, A_eq=equations, b_eq=wanted, bounds=bounds, method="highs")
     require(done.success, "A", f"a linear programme HiGHS left ({done.message})", "a solvable one")
-    return float(scale / done.x[-1])
-
-
-def _dual_largest(basis: Float, target: Float) -> float:
-    """p = ∞: σ = min ‖z‖_1 with Uᵀz = t, as z = z⁺ - z⁻."""
-    from scipy.optimize import linprog
-
-    scale = np.abs(target).max()
-    equations = np.column_stack([basis.T, -basis.T])
-    done = linprog(np.ones(2 * len(basis)), A_eq=equations, b_eq=target / scale, method="highs")
-    require(done.success, "A", f"a linear programme HiGHS left ({done.message})", "a solvable one")
-    return float(done.fun * scale)
+    return float(scale / done.x[-1] if p == 1 else done.fun * scale)

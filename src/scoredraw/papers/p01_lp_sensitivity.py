@@ -4,9 +4,10 @@ The paper proves how many rows are enough; it has no experiments. Measured here 
 theorems are about, the largest relative error of ‖SAx‖_1 over all x (by search, a lower bound), on
 the breast cancer table: standardised columns and a constant, 569 x 31, p = 1. Against the better of
 two uniform draws stand sensitivities, root leverage, Lewis weights and sensitivity plus leverage.
-A planted matrix shows where uniform draws cannot work at all. At full scale a least absolute
-deviations regression of doctor's visits (RAND health insurance, 20,190 x 10) is fitted on coresets
-made in memory, from a stream read twice, and from a stream read once.
+A planted matrix shows where uniform draws cannot work at all. Cheap surrogates of the sensitivities
+are set beside the exact ones (`lp_surrogates`). At full scale a least absolute deviations
+regression of doctor's visits (RAND health insurance, 20,190 x 10) is fitted on coresets
+(`lp_regression`).
 
 Woodruff and Yasuda, "Sharper bounds for lp sensitivity sampling", ICML 2023, arXiv 2306.00732.
 """
@@ -14,6 +15,7 @@ Woodruff and Yasuda, "Sharper bounds for lp sensitivity sampling", ICML 2023, ar
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,12 +26,12 @@ from scoredraw.coresets.combined import leverage_bounds, lewis_bounds, total_bou
 from scoredraw.coresets.distortion import embedding_distortions
 from scoredraw.coresets.leverage import leverage_scores
 from scoredraw.coresets.lewis import lewis_weights
-from scoredraw.coresets.sensitivities import approximate_sensitivities, lp_sensitivities
-from scoredraw.coresets.streaming import MergeReduce, score_stream
+from scoredraw.coresets.sensitivities import lp_sensitivities
 from scoredraw.datasets import load
 from scoredraw.draws import Draw
-from scoredraw.errors import MissingExtraError
-from scoredraw.metrics import Estimate, bootstrap_interval, mean_interval, paired_difference
+from scoredraw.metrics import Estimate, bootstrap_interval
+from scoredraw.papers.lp_regression import add_regression
+from scoredraw.papers.lp_surrogates import add_surrogates
 from scoredraw.reports import Claim, Figure, Report, ReportTable, Series
 from scoredraw.sampling import poisson, systematic
 
@@ -40,7 +42,6 @@ PLUS = "sensitivity + leverage"
 METHODS = (UNIFORM, SENSITIVITY, ROOT, LEWIS, PLUS)
 CLAIMED = (SENSITIVITY, ROOT, LEWIS)
 FIXED, POISSON = "fixed size", "Poisson"
-ONE_PASS = "Lewis weights, one pass (merge and reduce)"
 GAIN = 0.25
 SAYS = (
     "d and the total sensitivity decide how many rows are enough, not n: theorems, no "
@@ -58,11 +59,21 @@ class Plan:
     steps: int = 40
     poisson: tuple[str, ...] = METHODS
     planted: tuple[int, int] = (2000, 200)  # rows, and rows kept
+    surrogates: tuple[int, int] = (569, 31)  # rows and columns for the surrogates
+    totals: int = 1000  # estimates of the total sensitivity
     regression: int = 0  # draws of the regression
 
 
 PLANS = {
-    "smoke": Plan(draws=3, sizes=(150, 400), starts=4, steps=5, planted=(400, 120)),
+    "smoke": Plan(
+        draws=3,
+        sizes=(150, 400),
+        starts=4,
+        steps=5,
+        planted=(400, 120),
+        surrogates=(120, 8),
+        totals=20,
+    ),
     "quick": Plan(draws=24, poisson=(UNIFORM,)),
     "full": Plan(draws=48, regression=20),
     "study": Plan(draws=400, starts=64, regression=100),
@@ -86,8 +97,10 @@ def run(scale: str, rng: int) -> Report:
     report.tables.append(distortion_table(plan, measured))
     report.figures.extend([distortion_figure(plan, measured), score_figure(scores)])
     add_planted(report, plan, rng)
+    part = A[: plan.surrogates[0], -plan.surrogates[1] :]
+    add_surrogates(report, part, plan.totals, distortion_of(part, plan, rng), rng)
     if plan.regression:
-        add_regression(report, plan, rng)
+        add_regression(report, plan.regression, rng)
     report.notes.append(
         "The distortion is the best of a gradient search (every draw gets the same starts), so a "
         "lower bound of the true one. Differences between the four scores are within noise."
@@ -119,18 +132,35 @@ def all_scores(A: Float) -> dict[str, Float]:
 def distortions(A: Float, scores: dict[str, Float], plan: Plan, rng: int) -> Measured:
     """The distortion of every draw of every arm."""
     arms: dict[tuple[str, str, int], list[Draw]] = {}
-    seeds = [10_000 * rng + i for i in range(plan.draws)]
     for method, score in scores.items():
         for size in plan.sizes:
             arms[method, FIXED, size] = [
-                systematic(score, size, rng=seed, order="random") for seed in seeds
+                systematic(score, size, rng=seed, order="random") for seed in seeds(plan, rng)
             ]
             if method in plan.poisson:
-                arms[method, POISSON, size] = [poisson(score, size, rng=seed) for seed in seeds]
+                arms[method, POISSON, size] = [
+                    poisson(score, size, rng=seed) for seed in seeds(plan, rng)
+                ]
     draws = [draw for each in arms.values() for draw in each]
     found = embedding_distortions(A, draws, 1, n_starts=plan.starts, steps=plan.steps, rng=rng)
     lower = np.reshape([one.lower for one in found], (len(arms), plan.draws))
     return dict(zip(arms, lower, strict=True))
+
+
+def seeds(plan: Plan, rng: int) -> list[int]:
+    return [10_000 * rng + i for i in range(plan.draws)]
+
+
+def distortion_of(A: Float, plan: Plan, rng: int) -> Callable[[Float], Estimate]:
+    """What a score's draws of 250 rows, fixed size, give: the median distortion."""
+    size = min(plan.sizes[len(plan.sizes) // 2], len(A) // 2)
+
+    def median(score: Float) -> Estimate:
+        only = replace(plan, sizes=(size,), poisson=())
+        found = distortions(A, {"score": score}, only, rng)["score", FIXED, size]
+        return bootstrap_interval(found, statistic=np.median)
+
+    return median
 
 
 def gain(values: Float, axis: int = 0) -> Any:
@@ -278,121 +308,3 @@ def add_planted(report: Report, plan: Plan, rng: int) -> None:
             lost[UNIFORM] == plan.draws and weighted == 0,
         )
     )
-
-
-# ── least absolute deviations on coresets ───────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Regression:
-    """min Σ |y - Xβ - β_0|, solved exactly."""
-
-    x: Float
-    y: Float
-
-    @property
-    def matrix(self) -> Float:
-        """[X, 1, y], whose row sensitivities bound each row's share of any residual."""
-        return np.column_stack([self.x, np.ones(len(self.y)), self.y])
-
-    def loss(self, rows: Any = slice(None), weights: Float | None = None) -> float:
-        """The loss on all rows of the fit on some."""
-        from sklearn.linear_model import QuantileRegressor
-
-        model = QuantileRegressor(quantile=0.5, alpha=0, solver="highs")
-        model.fit(self.x[rows], self.y[rows], sample_weight=weights)
-        return float(np.abs(self.y - model.predict(self.x)).sum())
-
-
-def add_regression(report: Report, plan: Plan, rng: int) -> None:
-    """Excess loss of the coreset fits; a note where the data's package is absent."""
-    try:
-        data = load("randhie")
-    except MissingExtraError as error:
-        report.notes.append(f"The regression on randhie was not run: {error}.")
-        return
-    assert data.x is not None
-    problem = Regression(data.x, data.y)
-    A = problem.matrix
-    tau = leverage_scores(A)
-    scores = {
-        UNIFORM: np.ones(len(A)),
-        SENSITIVITY: approximate_sensitivities(A, 1, 500, rng=rng),
-        ROOT: np.sqrt(tau),
-        LEWIS: lewis_weights(A, 1),
-    }
-    scores[PLUS] = scores[SENSITIVITY] + tau
-    best = problem.loss()
-    sizes = (200, 500, 1000)
-    excess: dict[tuple[str, int], Float] = {}
-    for size in sizes:
-        for method, score in scores.items():
-            draws = [systematic(score, size, rng=s, order="random") for s in seeds(plan, rng)]
-            excess[method, size] = excesses(problem, draws, best)
-        excess[ONE_PASS, size] = excesses(
-            problem, [one_pass(A, size, s) for s in seeds(plan, rng)], best
-        )
-    report.tables.append(regression_table(plan, sizes, excess))
-    ratio = tau.max() / tau.mean()
-    report.notes.append(
-        f"randhie with its response: the largest leverage is {ratio:.1f} times the mean."
-    )
-    report.claims.extend(streaming_claims(A, scores[LEWIS], sizes[-1], excess, rng))
-
-
-def seeds(plan: Plan, rng: int) -> list[int]:
-    return [10_000 * rng + i for i in range(plan.regression)]
-
-
-def excesses(problem: Regression, draws: list[Draw], best: float) -> Float:
-    """How much larger the loss of each coreset's fit is than the least, in parts of it."""
-    return np.array([problem.loss(d.indices, d.weights) / best - 1 for d in draws])
-
-
-def one_pass(A: Float, size: int, seed: int) -> Draw:
-    """A merge-and-reduce sample of the rows in a random order of arrival."""
-    order = np.random.default_rng(seed).permutation(len(A))
-    state = MergeReduce(p=1, size=size, block=4 * size, rng=seed)
-    for start in range(0, len(A), 1000):
-        state.push(A[order[start : start + 1000]])
-    draw, _ = state.sample()
-    return replace(draw, indices=order[draw.indices])
-
-
-def regression_table(
-    plan: Plan, sizes: tuple[int, ...], excess: dict[tuple[str, int], Float]
-) -> ReportTable:
-    methods = dict.fromkeys(method for method, _ in excess)
-    rows: list[list[Any]] = [
-        [method, *(mean_interval(100 * excess[method, size]) for size in sizes)]
-        for method in methods
-    ]
-    title = "Least absolute deviations on a coreset, randhie 20,190 x 10: excess loss, percent"
-    note = f"Mean of {plan.regression} draws, fixed size (Poisson for the pass read once)."
-    return ReportTable(title, ["score", *(f"{size} rows" for size in sizes)], rows, note)
-
-
-def streaming_claims(
-    A: Float, lewis: Float, size: int, excess: dict[tuple[str, int], Float], rng: int
-) -> list[Claim]:
-    """Two passes give the same draw to the bit; one pass costs little."""
-    streamed = score_stream(lambda: np.array_split(A, 37), "lewis", 1)
-    here, there = (systematic(s, size, rng=rng, order="random") for s in (lewis, streamed))
-    differing = len(np.setxor1d(here.indices, there.indices))
-    cost = paired_difference(excess[ONE_PASS, size], excess[LEWIS, size])
-    return [
-        Claim.judge(
-            f"rows that differ between a stream in 37 chunks, read twice, and memory, {size} kept",
-            "two passes give what one matrix in memory gives",
-            f"{differing} rows; scores equal to the bit: {bool((streamed == lewis).all())}",
-            "none, and equal scores",
-            differing == 0 and bool((streamed == lewis).all()),
-        ),
-        Claim.at_most(
-            f"excess loss added by reading the stream once instead of twice, {size} rows",
-            "equal quality, up to the levels of the merge tree",
-            cost,
-            0.01,
-            rule="at most 0.01 of the least loss, paired by seed",
-        ),
-    ]

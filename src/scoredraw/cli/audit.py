@@ -1,0 +1,131 @@
+"""`scoredraw audit`: how far to trust a number; `passk`: what more samples would buy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scoredraw.cli.compare import check_report, progress_bar
+from scoredraw.cli.options import (
+    AnswerColumn,
+    CorrectColumn,
+    Json,
+    LogprobColumn,
+    ProblemColumn,
+    RewardColumn,
+    SamplesInput,
+    Seed,
+    Sizes,
+    TokensColumn,
+    named_columns,
+    whole,
+)
+from scoredraw.errors import InputError
+
+if TYPE_CHECKING:
+    from scoredraw.samples import Samples
+
+app = typer.Typer()
+
+
+
+@app.callback()
+def verb() -> None:
+    """How far to trust a number that a scorer gives."""
+
+
+@app.command(
+    epilog="Example: scoredraw audit passk samples.jsonl --target 0.9 --report page.html",
+)
+def passk(
+    samples: SamplesInput,
+    ks: Sizes = None,
+    beyond: Annotated[
+        str | None,
+        typer.Option(help="Extrapolate to.", metavar="K,...", show_default="2, 10, 100 times n"),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="A coverage to reach, such as 0.9.", metavar="SHARE")
+    ] = None,
+    prompt_tokens: Annotated[float, typer.Option(min=0, help="Of a problem, for the price.")] = 0.0,
+    input_price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million tokens of the prompt.", metavar="PRICE"),
+    ] = None,
+    output_price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million sampled tokens (needs tokens).", metavar="PRICE"),
+    ] = None,
+    cached_price: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of a million cached tokens of the prompt.", metavar="PRICE"),
+    ] = None,
+    problem: ProblemColumn = None,
+    correct: CorrectColumn = None,
+    answer: AnswerColumn = None,
+    reward: RewardColumn = None,
+    logprob: LogprobColumn = None,
+    tokens: TokensColumn = None,
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the problems, for intervals.")] = 1000,
+    seed: Seed = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page of figures.", metavar="FILE.html")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Coverage of repeated samples: the curve, its future, and the gap to picking one answer.
+
+    The columns problem and correct (true/false or 0/1) are enough. answer (and reward, logprob,
+    tokens) bring the ways of choosing one answer without a verifier.
+    """
+    from scoredraw.cli.audit_page import audit_json, print_audit, write_page
+    from scoredraw.language.coverage_audit import audit_coverage
+    from scoredraw.samples import read_samples
+
+    if report is not None:
+        check_report(report)
+    columns = named_columns(problem, correct, answer, reward, logprob, tokens)
+    found = read_samples(samples, columns)
+    price = price_of(found, prompt_tokens, input_price, output_price, cached_price)
+    with progress_bar() as progress:
+        audit = audit_coverage(
+            found, ks=whole(ks, "ks"), beyond=whole(beyond, "beyond"), target=target, cost=price,
+            level=level, resamples=resamples, rng=seed, progress=progress,
+        )  # fmt: skip
+    priced = price is not None
+    if report is not None:
+        write_page(report, audit, priced)
+    if as_json:
+        typer.echo(audit_json(audit, priced))
+        return
+    print_audit(audit, priced)
+    if report is not None:
+        typer.echo(f"wrote {report}")
+
+
+def price_of(
+    samples: Samples,
+    prompt_tokens: float,
+    input_price: float | None,
+    output_price: float | None,
+    cached_price: float | None,
+) -> Callable[[float], Any] | None:
+    """What k samples of a problem cost at these prices of a million tokens, or None."""
+    from scoredraw.language.inference_cost import api_price
+
+    if input_price is None and output_price is None:
+        return None
+    if output_price and samples.tokens is None:
+        raise InputError("output_price: got one for samples without lengths, want a tokens column")
+    length = 0.0 if samples.tokens is None else float(samples.tokens.mean())
+    million = 1e6
+    return partial(
+        api_price, input_tokens=prompt_tokens, output_tokens=length,
+        input_price=(input_price or 0.0) / million, output_price=(output_price or 0.0) / million,
+        cached_price=None if cached_price is None else cached_price / million,
+    )  # fmt: skip
