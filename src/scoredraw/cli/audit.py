@@ -54,15 +54,15 @@ def passk(
     prompt_tokens: Annotated[float, typer.Option(min=0, help="Of a problem, for the price.")] = 0.0,
     input_price: Annotated[
         float | None,
-        typer.Option(min=0, help="Price of a million tokens of the prompt.", metavar="PRICE"),
+        typer.Option(min=0, help="Price of a million prompt tokens.", metavar="PRICE"),
     ] = None,
     output_price: Annotated[
         float | None,
-        typer.Option(min=0, help="Price of a million sampled tokens (needs tokens).", metavar="PRICE"),
+        typer.Option(min=0, help="Price of a million sampled tokens.", metavar="PRICE"),
     ] = None,
     cached_price: Annotated[
         float | None,
-        typer.Option(min=0, help="Price of a million cached tokens of the prompt.", metavar="PRICE"),
+        typer.Option(min=0, help="Price of a million cached tokens.", metavar="PRICE"),
     ] = None,
     problem: ProblemColumn = None,
     correct: CorrectColumn = None,

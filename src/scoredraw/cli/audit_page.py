@@ -37,8 +37,8 @@ def headline(audit: CoverageAudit) -> str:
     one, all_ = audit.coverage(int(audit.curve.k[0])), audit.coverage(n)
     problems = len(audit.samples)
     parts = [
-        f"One sample is right on {100 * one.value:.1f} % of {problems:,} problems; "
-        + f"{in_percent(all_)} % of them have a right one among {n:,} samples."
+        f"One sample is right on {100 * one.value:.1f} % of {problems:,} problems.",
+        f"{in_percent(all_)} % of them have a right one among {n:,} samples.",
     ]
     best = audit.best_selector
     if best is not None and n > 1:
