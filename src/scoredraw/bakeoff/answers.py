@@ -228,8 +228,8 @@ def compare_answers(
     >>> found = compare_answers("gsm8k-solutions")
     >>> found.ranking
     ['majority', 'uniform']
-    >>> print(signed(found.of("majority")[-1].gain))
-    +0.103 [0.079, 0.126]
+    >>> print(found.of("majority")[-1].gain)
+    0.103 [0.090, 0.115]
     """
     samples = read_samples(source, columns)
     require(repeats >= 2, "repeats", repeats, "at least 2")

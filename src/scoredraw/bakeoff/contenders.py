@@ -144,7 +144,9 @@ def call(reference: str, matrix: Float, **known: Any) -> Any:
     missing = [
         name
         for name, parameter in list(parameters.items())[1:]
-        if parameter.default is Parameter.empty and name not in arguments
+        if parameter.default is Parameter.empty
+        and parameter.kind is not Parameter.VAR_KEYWORD
+        and name not in arguments
     ]
     if missing:
         raise InputError(f"methods: got {reference}, want one that needs no {', '.join(missing)}")

@@ -95,7 +95,7 @@ def _at_hand(audit: CoverageAudit) -> ReportTable:
 
 def _beyond(audit: CoverageAudit) -> ReportTable:
     curves = audit.models
-    ahead = [int(k) for k in next(iter(curves.values())).k if k > audit.n]
+    ahead = [int(k) for k in audit.beyond]
     rows: list[list[Any]] = [
         [named(name), _parameters(curve), *(_value(curve, k) for k in ahead)]
         for name, curve in curves.items()
@@ -248,7 +248,7 @@ def audit_json(audit: CoverageAudit, priced: bool) -> str:
         "models": {
             name: {
                 "fit": _parameters(curve),
-                "coverage": {str(k): _value(curve, int(k)) for k in curve.k if k > audit.n},
+                "coverage": {str(k): _value(curve, int(k)) for k in audit.beyond},
             }
             for name, curve in audit.models.items()
         },

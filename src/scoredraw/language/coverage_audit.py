@@ -42,6 +42,7 @@ Int = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
 BEYOND = (2, 10, 100)  # times the samples at hand
+BETWEEN = 30  # points of a curve beyond the samples
 REPLAYS = 40  # of predicting all samples from a quarter of them
 LEAST_REPLAYED = 8  # samples a problem without which a quarter is nothing to fit
 
@@ -67,14 +68,16 @@ class Replay:
 class CoverageAudit:
     """What `audit_coverage` found.
 
-    ks: the sizes of the tables, powers of two and the smallest n. curve: at every size asked for.
-    models: name -> the model at `ks` and beyond. replays: how the models did on what is known.
-    selectors: method -> accuracy at `ks`; accuracy and gap (coverage minus accuracy): (method, k)
-    -> Estimate over problems. reach: model -> samples (and cost) for `target`.
+    ks: the sizes of the tables, powers of two and the smallest n; beyond: larger ones. curve and
+    models (by name): coverage at those sizes and between them. replays: how the models did on
+    what is known. selectors: method -> accuracy at `ks`; accuracy and gap (coverage minus
+    accuracy): (method, k) -> Estimate over problems. reach: model -> samples (and cost) for
+    `target`. unsolved: problems without a right sample.
     """
 
     samples: Samples
     ks: Int
+    beyond: Int
     curve: CoverageCurve
     models: dict[str, ExtrapolatedCoverage]
     replays: list[Replay]
@@ -125,8 +128,8 @@ def audit_coverage(
     Time: the selectors take most of it, O(problems · n log n · ks).
 
     >>> found = audit_coverage("smollm2-arith", resamples=200)
-    >>> print(found.coverage(32), found.best_selector, found.unsolved)
-    0.60 [0.46, 0.73] mean_logprob 19
+    >>> round(found.coverage(32).value, 3), found.best_selector, found.unsolved
+    (0.604, 'mean_logprob', 19)
     """
     samples = read_samples(source)
     counts, right = samples.counts, samples.right
@@ -142,7 +145,8 @@ def audit_coverage(
     with warnings.catch_warnings():  # a degenerate fit says so in its numbers
         warnings.simplefilter("ignore", UserWarning)
         if n >= 2:
-            at = np.union1d(curve.k, ahead)
+            between = np.geomspace(n, ahead.max(), BETWEEN).astype(np.int64)
+            at = np.union1d(curve.k, np.union1d(between, ahead))
             models = {
                 model: extrapolate_coverage(counts, right, at, model=model, **options)
                 for model in MODELS
@@ -160,7 +164,7 @@ def audit_coverage(
     goals = {} if target is None else models
     reach = {name: cost_to_reach(model, target or 0.0, price) for name, model in goals.items()}
     return CoverageAudit(
-        samples, sizes, curve, models, replays, selectors, accuracy, gap, target, reach,
+        samples, sizes, ahead, curve, models, replays, selectors, accuracy, gap, target, reach,
         int((right == 0).sum()),
     )  # fmt: skip
 

@@ -222,7 +222,6 @@ class Networks:
         found = each(lambda pair: solver.sample(pair[0].eps, pair[1]).numpy(), pairs)
         return np.stack(found).astype(np.float64)
 
-
     def measure(
         self, solvers: dict[Key, DEISSolver], distances: Distances
     ) -> tuple[Errors, Errors]:
@@ -280,7 +279,6 @@ class Distances:
             transport_distance(x, real),
             2 * mean_distance(x, self.held_out) - mean_distance(x, x) - self.spread,
         ])  # fmt: skip
-
 
     def each(self, samples: NDArray[Any]) -> Float:
         """The distances of several samples (k, n, 64), (k, 3)."""
