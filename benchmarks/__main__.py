@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from threadpoolctl import threadpool_info
 
-from benchmarks import files, matrices, races
+from benchmarks import coverage, diffusion, files, matrices, races, sketches
 from benchmarks.contest import Contest, Limit, Line, run, table
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
@@ -21,9 +21,12 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "keys": races.keys,
     "calibrate": races.calibrate,
     "lewis": matrices.lewis,
+    "sketched": sketches.sketched,
+    "coverage": coverage.coverage,
+    "scheduler": diffusion.scheduler,
 }
 WIDTH = 170  # of the table in a file or a log
-PEERS = ("scipy", "pyarrow", "statsmodels")
+PEERS = ("scipy", "pyarrow", "statsmodels", "scorio", "torch", "diffusers")
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:

@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[1]
+NAMES = "leverage draw keys calibrate lewis sketched coverage scheduler".split()
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,16 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("leverage", 3), ("draw", 2), ("keys", 2), ("calibrate", 6), ("lewis", 1)],
+    [
+        ("leverage", 3),
+        ("draw", 2),
+        ("keys", 2),
+        ("calibrate", 6),
+        ("lewis", 1),
+        ("sketched", 6),
+        ("coverage", 3),
+        ("scheduler", 3),
+    ],
 )
 def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> None:
     from benchmarks.__main__ import main
@@ -48,7 +58,7 @@ def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> 
 def test_the_names_are_the_benchmarks() -> None:
     from benchmarks.__main__ import BENCHMARKS
 
-    assert list(BENCHMARKS) == ["leverage", "draw", "keys", "calibrate", "lewis"]
+    assert list(BENCHMARKS) == NAMES
 
 
 def test_the_sides_take_turns_and_the_best_decides(monkeypatch) -> None:
