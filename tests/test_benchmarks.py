@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = "leverage draw keys calibrate lewis sketched coverage scheduler".split()
+NAMES = ["leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"]
 
 
 @pytest.fixture(autouse=True)

@@ -35,9 +35,10 @@ OWN = ["--problem", "task", "--correct", "passed"]
 
 def test_the_audit_of_real_samples(scoredraw, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = scoredraw("audit", "passk", "smollm2-arith", "--json", "--report", str(page), "--target", "0.9",
-               "--resamples", "100", "--prompt-tokens", "100", "--input-price", "0.15",
-               "--output-price", "0.6")  # fmt: skip
+    done = scoredraw(
+        "audit", "passk", "smollm2-arith", "--json", "--report", page, "--target", 0.9,
+        "--resamples", 100, "--prompt-tokens", 100, "--input-price", 0.15, "--output-price", 0.6,
+    )  # fmt: skip
     assert done.code == 0, done.err
     found = json.loads(done.out, parse_constant=pytest.fail)
     reached = [round(100 * found["coverage"][str(2**i)]["value"], 1) for i in range(6)]
@@ -53,7 +54,7 @@ def test_the_audit_of_real_samples(scoredraw, tmp_path: Path) -> None:
     tokens = found["reach"]["power_law"]["price"]["value"] / cost["samples"]["value"]
     assert tokens == pytest.approx((100 * 0.15 + 0.6 * 22.6) / 1e6, rel=0.05)
     text = page.read_text()
-    assert text.startswith("<!doctype html>") or text.startswith("<!DOCTYPE html>")
+    assert text.lower().startswith("<!doctype html>")
     assert text.count("<svg") >= 6
     assert "mean-logprob" in text
 
@@ -106,7 +107,7 @@ def test_answers_are_compared(scoredraw, own: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "guess"], "method: got 'guess' for answers, want one of uniform, majority"),
+        (["--methods", "guess"], "method: got 'guess' for answers, want one of uniform, "),
         (["--methods", "mean-logprob"], "methods: got 'mean-logprob' for samples without them"),
         (["--ks", "1"], "k: got"),
         (["--repeats", "1"], "repeats: got 1"),

@@ -165,6 +165,19 @@ def test_missing_c_of_ten_thousand(sizes: Any) -> None:
 
 
 @pytest.mark.oracle
+def test_missing_c_of_a_million() -> None:
+    """Products over the draws as long as a million, against extended precision; c = 1 is the
+    worst of them, as every factor is rounded the same way."""
+    n = 1_000_000
+    k = np.arange(1, n + 1)
+    got = miss_probabilities(n, [1, 2, 3, 50], k)
+    for row, c in zip(got, (1, 2, 3, 50), strict=True):
+        i = np.arange(c, dtype=np.longdouble)[:, None]
+        want = np.prod(np.maximum(n - i - k[::997], 0) / (n - i), axis=0)
+        assert float(np.abs(row[::997] - want).max()) < 1e-13
+
+
+@pytest.mark.oracle
 @pytest.mark.parametrize("n", [1, 2, 7, 100])
 def test_the_rank_of_the_best(n: int) -> None:
     ks = np.arange(1, n + 1)
@@ -228,6 +241,9 @@ def test_whole_numbers() -> None:
         expected_maximum([1.0, math.nan], 1)
     with pytest.raises(InputError, match="scores"):
         expected_maximum([], 1)
+    with pytest.raises(InputError, match="scores: got infinite"):
+        expected_maximum([1.0, -math.inf], 2)
+    assert expected_maximum([1.0, -math.inf], [1, 2], credit=[1, 0]).tolist() == [0.5, 1.0]
 
 
 # ── the pool ────────────────────────────────────────────────────────────────────────────────────

@@ -37,8 +37,8 @@ def small() -> Report:
 def test_smoke_runs_without_verdicts(small: Report) -> None:
     assert all(claim.verdict is None for claim in small.claims)
     assert len(small.claims) == 12
-    assert [len(table.rows) for table in small.tables] == [7, 4, 3, 5, 3, 3, 6, 4, 1]
-    assert [len(figure.series) for figure in small.figures] == [7, 3, 4, 4, 2]
+    assert [len(table.rows) for table in small.tables] == [8, 4, 3, 5, 3, 3, 6, 4, 1]
+    assert [len(figure.series) for figure in small.figures] == [8, 3, 4, 4, 2]
     text = small.to_json()
     assert Report.from_json(text).claims == small.claims
     assert len(text) < 300_000

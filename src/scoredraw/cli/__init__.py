@@ -67,6 +67,7 @@ def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def main() -> None:
     """The `scoredraw` command."""
     warnings.simplefilter("once")
+    warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, to their developers
     warnings.showwarning = _say_warning
     try:
         code = app(standalone_mode=False)

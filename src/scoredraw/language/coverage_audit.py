@@ -207,6 +207,7 @@ def usable_methods(samples: Samples) -> list[str]:
         "mean_logprob": samples.logprobs is not None and samples.tokens is not None,
         "credit": True,
         "equal": True,
+        "answered": samples.answers is not None,
         "one": True,
     }
     found = []

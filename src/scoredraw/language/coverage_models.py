@@ -208,11 +208,11 @@ def log_failure(alpha: ArrayLike, beta: ArrayLike, k: ArrayLike) -> Float:
     Stirling's series log Γ(y) = (y-½) log y - y + ½ log 2π + δ(y) is put in and the large parts
     are taken together by hand:
 
-        (β-½) log1p(kα / (β(s+k))) - α log1p(k/s) + k log1p(-α/(s+k))
+        (β-½) log1p(kα / (β(s+k))) - α log1p(k/s) + k log((β+k) / (s+k))
             + δ(β+k) - δ(β) - δ(s+k) + δ(s)
 
     for β, s ≥ 10, where the ten factors (β+i)(s+k+i) / ((β+k+i)(s+i)) of Γ(y+1) = yΓ(y) lead.
-    Good to about 1e-14 of the value for any α, β > 0 and k ≥ 0, near the binomial limit too.
+    The chance itself is good to about 1e-14 for any α, β > 0 and k ≥ 0, near the limits too.
 
     >>> np.exp(log_failure(1.0, 1.0, [1, 5, 999])).round(12).tolist()  # uniform p: 1 / (k+1)
     [0.5, 0.166666666667, 0.001]
@@ -224,7 +224,9 @@ def log_failure(alpha: ArrayLike, beta: ArrayLike, k: ArrayLike) -> Float:
     product = np.log(near / (near + size) * ((far + size) / far)).sum(axis=-1)
     b, s = b + 10, a + b + 10
     large = (b - 0.5) * np.log1p(a / b * (k / (s + k))) - a * np.log1p(k / s)
-    large = large + k * np.log1p(-a / (s + k))
+    with np.errstate(divide="ignore"):  # of the two, the one that loses no digits
+        rest = np.where(a < b + k, np.log1p(-a / (s + k)), np.log((b + k) / (s + k)))
+    large = large + k * rest
     return np.asarray(product + large + _delta(b + k) - _delta(b) - _delta(s + k) + _delta(s))
 
 
@@ -256,7 +258,9 @@ def _fit_block(n: Int, c: Int, times: NDArray[Any]) -> tuple[Float, Float, Float
     # the slope of log L in 1/(α+β) at 0: what the data would gain by leaving the binomial
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = (right @ j) / mean + (wrong @ j) / (1 - mean) - tried @ j
-    inside = np.flatnonzero(some & ~bimodal & (gain > LEAST_GAIN * (tried @ j)))
+    # which way it slopes there settles it where all n are equal, but not where they differ
+    leaves = gain > LEAST_GAIN * (tried @ j)
+    inside = np.flatnonzero(some & ~bimodal & (leaves | (n.min() < n.max())))
     alpha = np.where(bimodal, 0.0, np.inf)
     beta = alpha.copy()
     # both limits are of one chance: of every sample, or of every problem's first
@@ -264,10 +268,12 @@ def _fit_block(n: Int, c: Int, times: NDArray[Any]) -> tuple[Float, Float, Float
     likelihood = xlogy((right * first).sum(axis=1), mean)
     likelihood += xlogy((wrong * first).sum(axis=1), 1 - mean)
     if inside.size:
-        point, likelihood[inside] = _most_likely(
-            j, right[inside], wrong[inside], tried[inside], mean[inside]
-        )
-        alpha[inside], beta[inside] = np.exp(point).T
+        parts = (right[inside], wrong[inside], tried[inside], mean[inside])
+        point, found = _most_likely(j, *parts)
+        better = leaves[inside] | (found > likelihood[inside] + LEAST_GAIN)
+        inside = inside[better]
+        likelihood[inside] = found[better]
+        alpha[inside], beta[inside] = np.exp(point[better]).T
         mean[inside] = alpha[inside] / (alpha[inside] + beta[inside])
     return alpha, beta, mean, likelihood
 

@@ -46,6 +46,7 @@ Curves = dict[str, SelectionCurve]
 NAMES = {
     "oracle": "coverage",
     "uniform": "any sample",
+    "uniform_answered": "any answer",
     "majority": "majority vote",
     "mean_logprob": "likeliest, per token",
     "sum_logprob": "likeliest",
