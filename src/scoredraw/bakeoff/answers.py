@@ -87,13 +87,14 @@ class AnswerComparison:
         """Which way of choosing is worth it, in a few sentences."""
         best, last = self.of(self.ranking[0])[-1], self.ceiling[-1]
         one = self.of(BASELINE)[-1].value.value
-        winners = [entry for entry in self.entries if entry.verdict == "beats"]
         k = best.rows
-        if winners:
-            named = dict.fromkeys(entry.method for entry in winners)
-            order = sorted(named, key=self.ranking.index)
-            won = listing([f"{name} {places(self.of(name), 'beats', 'k')}" for name in order])
-            first = f"Better than a sample chosen uniformly: {won}."
+        if any(entry.verdict == "beats" for entry in self.entries):
+            where: dict[str, list[str]] = {}
+            for name in self.ranking:
+                if won := places(self.of(name), "beats", "k"):
+                    where.setdefault(won, []).append(name)
+            parts = [f"{listing(names)} {won}" for won, names in where.items()]
+            first = f"Better than a sample chosen uniformly: {'; '.join(parts)}."
         else:
             first = f"Nothing beats a sample chosen uniformly on {self.samples.name}."
         losers = [m for m in self.ranking if all(e.verdict == "worse" for e in self.of(m))]
@@ -202,7 +203,14 @@ class AnswerComparison:
             tables=self.tables(),
             figures=figures,
             notes=self.notes,
-            provenance={"data": self.samples.name, **self.protocol, **stamp()},
+            provenance={
+                "data": self.samples.name,
+                "methods": ", ".join(self.protocol["methods"]),
+                "k": ", ".join(map(str, ks)),
+                "repeats": self.protocol["repeats"],
+                "seed": self.protocol["seed"],
+                **stamp(),
+            },
         )
 
 

@@ -98,8 +98,8 @@ def _claims(paper: registry.Paper) -> str:
     if not path.exists():
         return ""
     verdicts = [claim["verdict"] for claim in json.loads(path.read_text("utf-8"))["claims"]]
-    counts = [(verdicts.count(v), v.replace("holds", "hold")) for v in VERDICTS]
-    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    counts = [(verdicts.count(v), v) for v in VERDICTS]
+    return ", ".join(f"{n} {v if n == 1 else v.removesuffix('s')}" for n, v in counts if n)
 
 
 def _print_table(found: Iterable[registry.Paper]) -> None:
