@@ -5,6 +5,7 @@
     scores = sd.score("rows", A, method="leverage")             # one number a row
     draw = sd.draw("rows", A, method="leverage", size="1%")     # rows, with weights
     table = sd.compare(X, y)                                    # what is worth it on my data
+    table = sd.compare_answers("samples.jsonl")                 # which sampled answer to submit
     sd.methods("rows"); sd.cite(draw)                           # what there is, and whose it is
 
 Every method is also a plain function of its room: `sd.coresets.lewis_weights(A, p=1)`,
@@ -43,6 +44,10 @@ def __getattr__(name: str) -> Any:
         from scoredraw.bakeoff.rows import compare_rows
 
         return compare_rows
+    if name == "compare_answers":
+        from scoredraw.bakeoff.answers import compare_answers
+
+        return compare_answers
     if name == "__version__":
         from importlib.metadata import version
 
@@ -50,4 +55,4 @@ def __getattr__(name: str) -> Any:
     return _find(name)
 
 
-__all__ += ["compare"]
+__all__ += ["compare", "compare_answers"]

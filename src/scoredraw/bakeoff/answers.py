@@ -235,7 +235,7 @@ def compare_answers(
 
     >>> found = compare_answers("gsm8k-solutions")
     >>> found.ranking
-    ['majority', 'uniform']
+    ['majority', 'uniform-answered', 'uniform']
     >>> print(found.of("majority")[-1].gain)
     0.103 [0.090, 0.115]
     """
