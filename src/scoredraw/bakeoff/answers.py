@@ -233,9 +233,9 @@ def compare_answers(
     Raises InputError for unknown methods, those whose columns are missing, and k that is
     below 2 or above n.
 
-    >>> found = compare_answers("gsm8k-solutions")
+    >>> found = compare_answers("gsm8k-solutions", "majority")
     >>> found.ranking
-    ['majority', 'uniform-answered', 'uniform']
+    ['majority', 'uniform']
     >>> print(found.of("majority")[-1].gain)
     0.103 [0.090, 0.115]
     """
