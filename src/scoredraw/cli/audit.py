@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from scoredraw.cli.options import (
     Json,
     LogprobColumn,
     ProblemColumn,
+    ReportPage,
     RewardColumn,
     SamplesInput,
     Seed,
@@ -73,9 +73,7 @@ def passk(
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[int, typer.Option(min=1, help="Of the problems, for intervals.")] = 1000,
     seed: Seed = 0,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a page of figures.", metavar="FILE.html")
-    ] = None,
+    report: ReportPage = None,
     as_json: Json = False,
 ) -> None:
     """Coverage of repeated samples: the curve, its future, and the gap to picking one answer.

@@ -15,6 +15,7 @@ from scoredraw.cli.options import (
     CorrectColumn,
     LogprobColumn,
     ProblemColumn,
+    ReportPage,
     RewardColumn,
     SamplesInput,
     Seed,
@@ -70,9 +71,7 @@ def rows(
     journal: Annotated[
         Path, typer.Option(help="File or folder that keeps finished repeats.", metavar="PATH")
     ] = Path(".scoredraw"),
-    report: Annotated[
-        Path | None, typer.Option(help="Write a page of figures.", metavar="FILE.html")
-    ] = None,
+    report: ReportPage = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare ways of drawing training rows by the model they give, against a uniform draw."""
@@ -132,9 +131,7 @@ def answers(
     tokens: TokensColumn = None,
     repeats: Annotated[int, typer.Option(help="Random subsets where nothing is exact.")] = 1000,
     seed: Seed = 0,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a page of figures.", metavar="FILE.html")
-    ] = None,
+    report: ReportPage = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare ways of choosing one of k sampled answers, against a sample chosen uniformly."""

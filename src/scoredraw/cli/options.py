@@ -32,6 +32,9 @@ Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 EngineName = Annotated[str, typer.Option("--engine", help="local or ray.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Cores to use; all if not given.")]
 BatchRows = Annotated[int, typer.Option(min=1, help="Rows read at a time: bounds memory only.")]
+ReportPage = Annotated[
+    Path | None, typer.Option("--report", help="Write a page of figures.", metavar="FILE.html")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
 P = Annotated[float | None, typer.Option("--p", help="The norm p (rows).", show_default=False)]
 Ridge = Annotated[float | None, typer.Option(help="The penalty (ridge-leverage).")]

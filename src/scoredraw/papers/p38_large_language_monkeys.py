@@ -32,9 +32,10 @@ from scoredraw.language.coverage import (
     pass_at_k,
     plug_in_coverage,
 )
+from scoredraw.language.coverage_audit import selection_curve
 from scoredraw.language.coverage_models import BetaBinomial, PowerLaw, fit_tallies, least_squares
 from scoredraw.language.inference_cost import cost_to_reach, inference_flops
-from scoredraw.language.selection import METHODS, SelectionCurve, select_at_k
+from scoredraw.language.selection import METHODS, SelectionCurve
 from scoredraw.metrics import Estimate, bootstrap_interval
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 from scoredraw.samples import Samples, read_samples
@@ -128,14 +129,7 @@ def selections(
     samples: Samples, methods: Sequence[str], sizes: Sequence[int], repeats: int, rng: int
 ) -> Curves:
     """Accuracy at each size by each method; "oracle" is coverage."""
-
-    def rows(values: Any) -> Any:
-        return None if values is None else np.split(values, samples.offsets[1:-1])
-
-    answers, rewards, correct = map(rows, (samples.answers, samples.rewards, samples.correct))
-    extra: dict[str, Any] = {"logprobs": rows(samples.logprobs), "lengths": rows(samples.tokens)}
-    extra |= {"ks": sizes, "repeats": repeats, "rng": rng}
-    return {m: select_at_k(answers, rewards, correct, method=m, **extra) for m in methods}
+    return {m: selection_curve(samples, m, sizes, repeats=repeats, rng=rng) for m in methods}
 
 
 def add_selection(report: Report, samples: Samples, plan: Plan, rng: int) -> None:
