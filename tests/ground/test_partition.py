@@ -36,6 +36,8 @@ METHODS = {
     "ridge-leverage": {"ridge": 3.0},
     "lewis": {"p": 1.0},
     "root-leverage": {"p": 1.0},
+    "sensitivity-upper": {"p": 1.0},
+    "sensitivity-block": {"p": 1.0},
     "uniform": {},
 }
 
@@ -101,7 +103,7 @@ def reference() -> dict[str, np.ndarray]:
 def assert_same(found: dict[str, np.ndarray]) -> None:
     want = reference()
     assert found.keys() == want.keys()
-    assert len(want) == 4 + 2 * (5 + 2 * len(SCHEMES) + 1)
+    assert len(want) == len(METHODS) - 1 + 2 * (len(METHODS) + 2 * len(SCHEMES) + 1)
     for name, values in want.items():
         assert values.dtype == found[name].dtype
         np.testing.assert_array_equal(found[name], values, err_msg=name)
