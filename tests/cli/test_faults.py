@@ -346,10 +346,11 @@ def writing(here: Path):
         process.communicate()
 
 
-def test_ctrl_c(here: Path, writing) -> None:
-    writing.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_termination(here: Path, writing, sent: signal.Signals, code: int) -> None:
+    writing.send_signal(sent)
     out, err = writing.communicate(timeout=30)
-    assert writing.returncode == 130
+    assert writing.returncode == code
     assert out == ""
     assert err.count("\n") <= 1
     assert "Traceback" not in err

@@ -1,12 +1,13 @@
 """The command line: `scoredraw VERB KIND INPUT --method NAME`; a file a verb, no maths.
 
 A person's mistakes (`InputError`, a missing extra, a wrong option) end with one line on standard
-error and exit code 2; Ctrl-C ends with 130. What was being written is then gone, what was
-finished is kept.
+error and exit code 2; Ctrl-C ends with 130, SIGTERM with 143. What was being written is then gone,
+what was finished is kept.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from typing import Annotated, Any
@@ -69,6 +70,7 @@ def main() -> None:
     warnings.simplefilter("once")
     warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, to their developers
     warnings.showwarning = _say_warning
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files go
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
