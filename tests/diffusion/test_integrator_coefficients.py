@@ -20,13 +20,8 @@ from scoredraw.diffusion.integrator_coefficients import (
     runge_kutta_coefficients,
 )
 from scoredraw.diffusion.schedules import (
-    Cosine,
-    DiscreteAlphas,
     LinearBeta,
-    LinearFlow,
     NoiseSchedule,
-    OrnsteinUhlenbeck,
-    SubVariancePreserving,
     VarianceExploding,
 )
 from scoredraw.diffusion.time_grids import GRIDS, time_grid
@@ -37,17 +32,6 @@ pytestmark = pytest.mark.oracle
 Float = NDArray[np.float64]
 
 LINEAR = LinearBeta()
-SCHEDULES: list[NoiseSchedule] = [
-    LINEAR,
-    SubVariancePreserving(),
-    Cosine(),
-    OrnsteinUhlenbeck(),
-    DiscreteAlphas.from_betas(np.linspace(1e-4, 0.02, 1000)),
-    VarianceExploding(),
-    VarianceExploding(0.01, 50.0, time="geometric"),
-    LinearFlow(),
-]
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 MULTISTEP = ("tab", "rhoab", "logrhoab")
 
 def precise_row(times: Float, i: int, order: int, variant: str) -> list[float]:
@@ -96,7 +80,6 @@ def test_one_step_across_the_whole_schedule() -> None:
         np.testing.assert_allclose(C[1], precise_row(times, 1, 1, "tab"), rtol=1e-13)
 
 
-@each_schedule
 @pytest.mark.parametrize("kind", GRIDS)
 def test_rows_sum_to_the_ddim_increment(schedule: NoiseSchedule, kind: str) -> None:
     times = time_grid(schedule, 12, kind, t_end=max(schedule.ends.t_end, 1e-3))
@@ -132,7 +115,6 @@ def test_partition_of_unity(
     assert not C[beyond].any()
 
 
-@each_schedule
 @pytest.mark.parametrize("variant", MULTISTEP)
 def test_polynomials_are_integrated_exactly(schedule: NoiseSchedule, variant: str) -> None:
     """Degree <= r in the variant's own variable, after the warm-up."""
