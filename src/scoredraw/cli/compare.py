@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scoredraw.cli.options import (
     AnswerColumn,
     CorrectColumn,
+    Json,
     LogprobColumn,
     ProblemColumn,
     ReportPage,
@@ -20,10 +21,13 @@ from scoredraw.cli.options import (
     SamplesInput,
     Seed,
     Sizes,
+    Target,
     TokensColumn,
+    Workers,
     named_columns,
     whole,
 )
+from scoredraw.cli.options import Text as TextColumn
 from scoredraw.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,8 +43,8 @@ def rows(
     data: Annotated[
         str, typer.Argument(metavar="INPUT", help="A table's file, or a data set: fashion-mnist.")
     ],
-    target: Annotated[str | None, typer.Option(help="Column to predict.", metavar="COL")] = None,
-    text: Annotated[str | None, typer.Option(help="Column to read as text.", metavar="COL")] = None,
+    target: Target = None,
+    text: TextColumn = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -63,16 +67,14 @@ def rows(
         str | None, typer.Option(help="classification or regression.", show_default="by target")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Splits; more give shorter intervals.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    seed: Seed = 0,
     max_rows: Annotated[int, typer.Option(help="Larger tables are sampled first.")] = 100_000,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="all cores")
-    ] = None,
+    workers: Workers = None,
     journal: Annotated[
         Path, typer.Option(help="File or folder that keeps finished repeats.", metavar="PATH")
     ] = Path(".scoredraw"),
     report: ReportPage = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare ways of drawing training rows by the model they give, against a uniform draw."""
     from scoredraw.bakeoff.rows import compare_rows
@@ -102,14 +104,7 @@ def rows(
             file=sys.stderr,
         )
         raise typer.Exit(130) from None
-    if report is not None:
-        result.page().save(report)
-    if as_json:
-        typer.echo(result.to_json())
-    else:
-        print_leaderboard(result)
-        if report is not None:
-            typer.echo(f"wrote {report}")
+    deliver(result, print_leaderboard, report, as_json)
 
 
 def answers(
@@ -132,7 +127,7 @@ def answers(
     repeats: Annotated[int, typer.Option(help="Random subsets where nothing is exact.")] = 1000,
     seed: Seed = 0,
     report: ReportPage = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare ways of choosing one of k sampled answers, against a sample chosen uniformly."""
     from scoredraw.bakeoff.answers import compare_answers
@@ -145,12 +140,19 @@ def answers(
             samples, methods, whole(ks, "ks"),
             columns=columns, repeats=repeats, seed=seed, progress=progress,
         )  # fmt: skip
+    deliver(result, print_choices, report, as_json)
+
+
+def deliver(
+    result: Any, print_result: Callable[[Any], None], report: Path | None, as_json: bool
+) -> None:
+    """Write the page if one was asked for, then print the JSON or the tables."""
     if report is not None:
         result.page().save(report)
     if as_json:
         typer.echo(result.to_json())
         return
-    print_choices(result)
+    print_result(result)
     if report is not None:
         typer.echo(f"wrote {report}")
 
