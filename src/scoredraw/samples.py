@@ -8,6 +8,7 @@ of samples.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,8 +74,9 @@ def read_samples(source: Any, columns: Mapping[str, str] | None = None) -> Sampl
 
     source: as in `tables.open_table`, or one of `BUNDLED`. columns: other names for `problem`,
     `correct`, `answer`, `reward`, `logprob`, `tokens`. `correct` is true/false or 0/1; a column of
-    lists holds one problem a row (`problem` may then be left out). A missing answer (null or NaN)
-    is a sample without an answer.
+    lists holds one problem a row (`problem` may then be left out). A missing answer (null, NaN or
+    empty text) is a sample without an answer; one that is marked correct all the same counts for
+    coverage but is no choice, and a warning says how many there are.
 
     Raises InputError for missing or unknown columns, an empty problem, a `correct` that is missing
     or neither 0 nor 1, a reward that is not finite, a log-probability that is missing or above
@@ -165,6 +167,10 @@ def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
         kind = columns["answer"].type
         require(not pa.types.is_nested(kind), "answer", f"values of type {kind}", "text or numbers")
         answers = np.array([_known(v) for v in columns["answer"].to_pylist()] + [None], object)[:-1]
+        mute = int((correct == 1)[np.equal(answers, None)].sum())
+        if mute:
+            text = f"{mute:,} samples are marked correct but have no answer: none can be chosen"
+            warnings.warn(text, stacklevel=3)
     counts = np.bincount(codes)
     return Samples(
         name,
@@ -191,7 +197,7 @@ def _numbers(columns: dict[str, Any], role: str) -> Float | None:
 
 
 def _known(value: Any) -> Any:
-    """The answer, None for one that is missing; 3.0 and 3 are one answer."""
+    """The answer, None for one that is missing."""
     return None if value is None or value != value or value == "" else value
 
 

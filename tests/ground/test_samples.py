@@ -103,6 +103,14 @@ def test_the_needed_columns_are_asked_for(absent: str) -> None:
         read_samples(table)
 
 
+def test_right_without_an_answer_is_pointed_out() -> None:
+    with pytest.warns(UserWarning, match="^1 samples are marked correct but have no answer"):
+        samples = read_samples({"problem": [1, 1], "correct": [1, 0], "answer": ["", "x"]})
+    assert samples.right.tolist() == [1]
+    assert samples.answers is not None
+    assert samples.answers.tolist() == [None, "x"]
+
+
 def test_lists_of_other_lengths_and_empty_problems(tmp_path: Path) -> None:
     rows = [{"correct": [True, False], "answer": ["1"]}]
     with pytest.raises(InputError, match="answer: got lists of other lengths"):
