@@ -167,7 +167,7 @@ def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
         kind = columns["answer"].type
         require(not pa.types.is_nested(kind), "answer", f"values of type {kind}", "text or numbers")
         answers = np.array([_known(v) for v in columns["answer"].to_pylist()] + [None], object)[:-1]
-        mute = int((correct == 1)[np.equal(answers, None)].sum())
+        mute = int(correct[[answer is None for answer in answers]].sum())
         if mute:
             text = f"{mute:,} samples are marked correct but have no answer: none can be chosen"
             warnings.warn(text, stacklevel=3)

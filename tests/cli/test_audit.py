@@ -129,6 +129,11 @@ def test_every_selector_of_the_catalogue_competes() -> None:
     )
 
 
+def test_marks_alone_leave_nothing_to_choose_by() -> None:
+    with pytest.raises(InputError, match="^input: got nothing to choose by, want a column of"):
+        compare_answers({"problem": [1, 1, 2, 2], "correct": [1, 0, 0, 0]})
+
+
 def test_one_sample_leaves_nothing_to_choose() -> None:
     with pytest.raises(InputError, match="input: got a problem with one sample"):
         compare_answers({"problem": [1, 2], "correct": [1, 0]})

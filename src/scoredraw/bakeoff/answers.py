@@ -230,8 +230,8 @@ def compare_answers(
     (all that the columns allow); a uniform sample is always among them. ks: numbers of samples
     to choose from, by default 2, 4, 8, ... and the smallest n. repeats: random subsets where a
     method has no closed form and there are too many to list.
-    Raises InputError for unknown methods, those whose columns are missing, and k that is
-    below 2 or above n.
+    Raises InputError for unknown methods, those whose columns are missing, samples with nothing to
+    choose by, and k that is below 2 or above n.
 
     >>> found = compare_answers("gsm8k-solutions", "majority")
     >>> found.ranking
@@ -274,7 +274,10 @@ def _named(methods: str | Sequence[str] | None, samples: Samples) -> list[str]:
         if _key(name) not in (None, *usable):
             wanted = "columns that it needs (answer, reward, logprob, tokens)"
             raise InputError(f"methods: got {name!r} for samples without them, want {wanted}")
-    return [BASELINE, *(name for name in dict.fromkeys(asked) if name != BASELINE), CEILING]
+    rivals = [name for name in dict.fromkeys(asked) if name != BASELINE]
+    wanted = "a column of answers, rewards or log-probabilities (with tokens), and a method for it"
+    require(bool(rivals), "input", "nothing to choose by", wanted)
+    return [BASELINE, *rivals, CEILING]
 
 
 def _key(name: str) -> str | None:
