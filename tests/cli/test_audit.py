@@ -130,7 +130,7 @@ def test_every_selector_of_the_catalogue_competes() -> None:
 
 
 def test_marks_alone_leave_nothing_to_choose_by() -> None:
-    with pytest.raises(InputError, match="^input: got nothing to choose by, want a column of"):
+    with pytest.raises(InputError, match=r"^input: got nothing to choose by, want a column of"):
         compare_answers({"problem": [1, 1, 2, 2], "correct": [1, 0, 0, 0]})
 
 
