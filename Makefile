@@ -37,7 +37,7 @@ bench: .venv/.dev  ## speed and quality against the peers, in one process
 	$(BIN)/python -m benchmarks --out src/scoredraw/results/benchmarks.json
 
 results: .venv/.dev  ## rerun the papers' experiments at full scale and keep what they measured
-	$(BIN)/scoredraw run 1 2 16 35 38 --scale full --out src/scoredraw/results
+	$(BIN)/scoredraw run 1 2 7 10 15 16 20 25 35 38 40 46 --scale full --out src/scoredraw/results
 
 clean:  ## remove caches, builds and reports
 	rm -rf out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -71,8 +71,9 @@ endef
 	@$(PIP) --editable . --constraint constraints.txt
 	@touch $@
 
-.venv/.dev: pyproject.toml constraints.txt
+.venv/.dev: pyproject.toml constraints.txt benchmarks/peers.txt
 	$(environment)
 	@echo "scoredraw: installing all extras and the test tools into .venv (some minutes, 3 GB)"
 	@$(PIP) --editable '.[dev]' --constraint constraints.txt
+	@$(PIP) --no-deps --requirement benchmarks/peers.txt
 	@touch .venv/.core $@

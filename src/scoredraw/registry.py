@@ -88,6 +88,7 @@ class Method:
     paper: its number; 0 for a baseline. function: computes the scores ("" where only `draw` is
     needed). scheme: the draw its scores get by default. draw: makes the whole draw itself, or "".
     easy: the end of the scores ("low" or "high") at which the least informative examples lie.
+    takes: what it takes where that is not the kind's own input (see `example_inputs`).
     """
 
     kind: str
@@ -99,6 +100,7 @@ class Method:
     summary: str
     draw: str = ""
     easy: str = "low"
+    takes: str = ""
 
 
 @cache

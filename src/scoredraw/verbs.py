@@ -4,8 +4,9 @@
     chosen = sd.draw("rows", "data/*.parquet", method="lewis", p=1, size="1%", seed=0)
 
 `kind` says what the input is: "rows" of a matrix, scored for what they weigh in every fit, or
-"examples" (features and a target), scored by training a probe on them. A method is a function of
-a room that the catalogue names; what it takes besides the data are its options.
+"examples" (features and a target, texts, quality ratings, preference pairs), scored for what they
+are worth to a learner. A method is a function of a room that the catalogue names; what it takes
+besides the data are its options.
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from scoredraw import registry, sampling
+from scoredraw import example_inputs, registry, sampling
 from scoredraw.draws import Draw
 from scoredraw.errors import InputError, require
 from scoredraw.execution import Blocks, Engine, as_blocks
 from scoredraw.inclusion import Float, Int, as_scores
-from scoredraw.tables import Table, open_table
+from scoredraw.tables import open_table
 from scoredraw.uniforms import RowUniforms
 
-OPTIONS = ("p", "ridge", "rounds", "probe", "seeds", "epochs")  # what a method may take
+# what the verbs give a method, and what its name decides already; the rest are its options
+SUPPLIED = (
+    *("engine", "rng", "workers", "progress", "size"),
+    *("method", "sketch", "return_info", "scores", "probe_scores", "reference"),
+)
 DEFAULT_P = {"split": 3.0}  # splitting is for p > 2; the others default to least absolute values
 MAPS: dict[str, Callable[..., Float]] = {
     "linear": sampling.linear,
@@ -66,8 +72,10 @@ class Job:
         return self._known[key]
 
     def draw(self, size: float, rng: Any) -> Draw:
-        """The draw that the method makes itself."""
+        """The draw that the method makes itself, from its scores where it starts from those."""
         assert self._draw is not None
+        if self._score is not None and _takes(self._draw, "scores"):
+            return self._draw(size=size, rng=rng, scores=self.scores(size))
         return self._draw(size=size, rng=rng)
 
 
@@ -93,11 +101,12 @@ def bind(
     entry = registry.method(kind, method)
     score = registry.resolve(entry.function, entry.extra) if entry.function else None
     own = registry.resolve(entry.draw, entry.extra) if entry.draw else None
+    uniform = method == "uniform"  # nothing to score, and any input will do
+    can = [] if uniform else options_of(score, own)
     for name in options:
-        can = [name for name in OPTIONS if any(_takes(f, name) for f in (score, own) if f)]
         takes = ", ".join(can) or "no options"
         require(name in can, name, f"an option that {method} does not have", takes)
-    if not entry.function:  # uniform: nothing to score
+    if uniform:
         return Job(entry, count(source), None, None)
     workers = engine.workers if engine else None
     known = {"engine": engine, "rng": seed, "workers": workers, "p": DEFAULT_P.get(method, 1.0)}
@@ -107,8 +116,9 @@ def bind(
         data: tuple[Any, ...] = (matrix,)
         n = matrix.n
     else:
-        features, labels = examples_matrix(source, target, columns, exclude, text)
-        n, data = len(labels), (features, labels)
+        read = example_inputs.READERS[entry.takes]
+        data = read(source, target=target, columns=columns, exclude=exclude, text=text)
+        n = len(data[0])
     settings = {**known, **options}
     return Job(entry, n, _bound(score, data, settings), _bound(own, data, settings))
 
@@ -194,6 +204,11 @@ def draw_job(
     plain = all(x is None for x in (scheme, map, by, ids, costs, keep, exclude_rows))
     if job.makes_draws and plain:
         return replace(job.draw(k, RowUniforms(seed)), method=name)
+    if job.makes_draws and job.scores_nothing:
+        asked = {"scheme": scheme, "map": map, "by": by, "id": ids, "cost": costs, "keep": keep}
+        asked["exclude"] = exclude_rows
+        given = next(argument for argument, value in asked.items() if value is not None)
+        require(False, given, "one", f"none: {name} makes the whole draw itself")
     if job.scores_nothing:  # uniform: the scheme itself is the method
         values, scheme = np.ones(job.n), scheme or ("uniform" if costs is None else "poisson")
     else:
@@ -274,28 +289,6 @@ def rows_matrix(
     return table.blocks(names)
 
 
-def examples_matrix(
-    source: Any, target: Any, columns: list[str] | None, exclude: tuple[str, ...], text: str | None
-) -> tuple[Float, Int]:
-    """Features float64 (n, d) and class indices (n,) of an input, encoded on all its rows."""
-    from scoredraw.features import Encoder, has_sentence_encoder, read_examples, sentence_vectors
-
-    require(target is not None, "target", "none", "the column of labels, for examples")
-    data = source
-    if isinstance(source, Table):
-        names = columns or [name for name in source.column_names if name not in exclude]
-        source.require_columns(names, "columns")
-        for name, argument in ((target, "target"), (text, "text")):
-            if isinstance(name, str):
-                source.require_columns([name], argument)
-        data = source.read(list(dict.fromkeys([*names, *([text] if text else []), target])))
-    examples = read_examples(data, target, text=text, task="classification")
-    rows, vectors = np.arange(len(examples)), None
-    if examples.texts is not None and has_sentence_encoder():
-        vectors = sentence_vectors(examples.texts)
-    return Encoder(examples, rows, vectors).transform(rows), examples.y
-
-
 def _restricted(
     scheme: str, values: Float, size: float, by: Any, ids: Any, costs: Any, keep: Any,
     exclude: Any, seed: Any,
@@ -364,6 +357,22 @@ def _positions(rows: Any, n: int, argument: str) -> Int:
     return found
 
 
+def options_of(*functions: Callable[..., Any] | None) -> list[str]:
+    """The options of a method: what its functions take besides the data and what the verbs give.
+
+    >>> options_of(registry.resolve("scoredraw.data_selection.probe:score_el2n"))
+    ['probe', 'seeds', 'epochs']
+    """
+    found: dict[str, None] = {}
+    for function in functions:
+        parameters = () if function is None else inspect.signature(function).parameters.values()
+        for given in parameters:
+            optional = given.default is not inspect.Parameter.empty or given.name == "p"
+            if optional and given.name not in SUPPLIED:
+                found[given.name] = None
+    return list(found)
+
+
 def _takes(function: Callable[..., Any], name: str) -> bool:
     return name in inspect.signature(function).parameters
 
@@ -375,9 +384,4 @@ def _bound(
     if function is None:
         return None
     chosen = {name: v for name, v in settings.items() if _takes(function, name) and v is not None}
-    if _takes(function, "size"):
-        chosen.pop("rng", None)
-        if _takes(function, "rng"):
-            return lambda size, rng: function(*data, size=size, rng=rng, **chosen)
-        return lambda size: function(*data, size=size, **chosen)
-    return lambda: function(*data, **chosen)
+    return partial(function, *data, **chosen)

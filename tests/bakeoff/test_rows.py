@@ -37,6 +37,7 @@ def records(values: np.ndarray) -> tuple[dict, ...]:
                 f"m{m}" if m else "uniform": {
                     "values": value.tolist(),
                     "losses": [None] * len(value),
+                    "wrong": [0.0] * len(value),
                     "seconds": 0.5,
                     "picks": None,
                 }
@@ -199,16 +200,16 @@ def test_held_out_rows_are_not_seen_by_features_scores_or_draws(monkeypatch) -> 
     changed[np.setdiff1d(np.arange(150), first.train)] *= 1000
     second = rows.Repeat(read_examples(changed, iris.y), protocol, None, 0)
     assert np.array_equal(first.train, second.train)
-    assert np.array_equal(first.x, second.x)
-    assert np.array_equal(first.matrix, second.matrix)
+    assert np.array_equal(first.rows.x, second.rows.x)
+    assert np.array_equal(first.rows.matrix, second.rows.matrix)
     assert not np.allclose(first.test[0], second.test[0])
-    counts = np.bincount(first.y)
+    counts = np.bincount(first.rows.y)
     assert counts.max() - counts.min() <= 1  # split by class
 
 
 # ── methods, models, sizes ────────────────────────────────────────────────────────────────────
 
-METHODS = [m.name for kind in ("rows", "examples") for m in registry.methods(kind)]
+METHODS = [m.name for kind in ("rows", "examples") for m in registry.methods(kind) if not m.takes]
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"uniform"}))
@@ -245,6 +246,20 @@ def test_sizes_are_shares_of_the_training_rows() -> None:
     assert read_sizes([0.5, 7, "7"], 100) == (("7", "50%"), (7, 50))
 
 
+def test_wrong_labels_are_moved_counted_and_told() -> None:
+    found = compare_rows(
+        "iris", methods="el2n,el2n:bottom_k", sizes=[24], repeats=4, flip="20%", workers=1
+    )
+    drawn = {entry.method: entry.wrong for entry in found.entries}
+    assert drawn["el2n"] > 0.5 > drawn["uniform"] > drawn["el2n:bottom_k"]
+    assert 0.1 < drawn["uniform"] < 0.3
+    assert found.of("el2n")[0].verdict == "worse"
+    assert any(note.startswith("20 % of the labels to learn from") for note in found.notes)
+    assert "Wrong labels among the rows drawn" in found.page().html()
+    clean = compare_rows("iris", methods="el2n", sizes=[24], repeats=4, workers=1)
+    assert clean.of("el2n")[0].wrong == 0
+
+
 def test_a_large_table_is_sampled_first_and_says_so() -> None:
     found = compare_rows(
         "digits", methods="leverage", sizes=[20], repeats=2, max_rows=200, workers=1
@@ -277,6 +292,10 @@ IRIS = datasets.load("iris")
         ({"task": "ranking"}, "^task: got 'ranking'"),
         ({"repeats": 1}, "^repeats: got 1"),
         ({"seed": -1}, "^seed: got -1"),
+        ({"flip": "100%"}, "^flip: got '100%', want a share of the labels"),
+        ({"flip": "some"}, "^flip: got 'some'"),
+        ({"methods": "quad:poisson"}, "^methods: got 'quad:poisson', want 'quad' alone"),
+        ({"methods": "ches"}, "^methods: got 'ches', want some of"),
     ],
 )
 def test_options_that_cannot_be_compared(options, message) -> None:
@@ -286,9 +305,9 @@ def test_options_that_cannot_be_compared(options, message) -> None:
 
 
 @pytest.mark.parametrize("option", [{"methods": "el2n"}, {"methods": "leverage@class"},
-                                    {"model": "logistic"}])  # fmt: skip
+                                    {"model": "logistic"}, {"flip": 0.1}])  # fmt: skip
 def test_what_needs_classes_is_refused_for_a_regression(option) -> None:
-    with pytest.raises(InputError, match=r"^(methods|model): got [^\n]*$"):
+    with pytest.raises(InputError, match=r"^(methods|model|flip): got [^\n]*$"):
         compare_rows("diabetes", repeats=2, workers=1, **option)
 
 

@@ -30,14 +30,30 @@ from scoredraw.data_selection.repeated_sampling import (  # noqa: E402
 )
 from scoredraw.data_selection.torch_sampler import (  # noqa: E402
     BernoulliSubset,
+    DrawSampler,
     RepeatedRandomSampler,
     RoundSampler,
     epoch_callback,
     install,
 )
 from scoredraw.errors import InputError  # noqa: E402
+from scoredraw.sampling import threshold, uniform  # noqa: E402
 
 pytestmark = pytest.mark.contract
+
+
+def test_a_data_loader_sees_a_draw_in_a_new_order_every_epoch() -> None:
+    draw = uniform(100, 30, rng=0)
+    loader = DataLoader(TensorDataset(torch.arange(100)), batch_size=8, sampler=DrawSampler(draw))
+    first, second = (torch.cat([rows for (rows,) in loader]).tolist() for _ in range(2))
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(draw.indices)
+    resumed = DrawSampler(draw)
+    resumed.set_epoch(1)
+    assert list(resumed) == second
+    assert list(DrawSampler(draw, shuffle=False)) == draw.indices.tolist()
+    with pytest.raises(InputError, match=r"^draw: got an empty draw"):
+        DrawSampler(threshold([1.0, 2.0], 3.0))
 
 
 def test_a_data_loader_sees_the_rounds_in_order() -> None:

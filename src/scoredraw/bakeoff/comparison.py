@@ -26,7 +26,10 @@ Verdict = Literal["beats", "undecided", "worse"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One method at one size. gain: value minus uniform's, paired over repeats."""
+    """One method at one size.
+
+    gain: value minus uniform's, paired over repeats; wrong: the share of flipped labels drawn.
+    """
 
     method: str
     size: str
@@ -35,6 +38,7 @@ class Entry:
     gain: Estimate
     loss: Estimate | None
     seconds: float
+    wrong: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
@@ -59,6 +63,11 @@ class Comparison:
     def metric(self) -> str:
         """What is measured on held-out rows: accuracy or R²."""
         return models.METRIC[self.examples.task]
+
+    @property
+    def flip(self) -> float:
+        """The share of the training labels that were made wrong."""
+        return float(self.protocol.get("flip", 0.0))
 
     @property
     def comparisons(self) -> int:
@@ -94,6 +103,7 @@ class Comparison:
             paired_difference(values, uniform, comparisons=self.comparisons),
             None if None in losses else mean_interval(losses),
             float(np.mean([record["results"][method]["seconds"] for record in self.records])),
+            float(self._column(method, "wrong", size).mean()),
         )
 
     def leaderboard(self, size: int | str | None = None) -> list[Entry]:
@@ -203,6 +213,7 @@ class Comparison:
                 "above zero. They speak of new splits and draws of this table, not of another."
             ),
             "Seconds are one core's, to score the training rows and draw once.",
+            *self._flip_notes(),
             *self._feature_notes(),
         ]
         winners = dict.fromkeys(e.method for e in self.entries if e.verdict == "beats")
@@ -219,6 +230,18 @@ class Comparison:
             table = f"The table has {self.total_rows:,} rows"
             notes.append(f"{table}; this is a uniform sample of {len(examples):,}.")
         return notes
+
+    def _flip_notes(self) -> list[str]:
+        if not self.flip:
+            return []
+        entries = self.leaderboard(self.protocol["sizes"][0])
+        most = sorted(entries, key=lambda entry: -entry.wrong)[:3]
+        kept = listing([f"{entry.method} ({100 * entry.wrong:.0f} %)" for entry in most])
+        told = (
+            f"{100 * self.flip:g} % of the labels to learn from are wrong, moved to another class; "
+            f"the held-out ones are right. At {most[0].size} most are among the rows of {kept}."
+        )
+        return [told]
 
     def _feature_notes(self) -> list[str]:
         examples, notes = self.examples, []
@@ -249,6 +272,7 @@ class Comparison:
                 "gain": entry.gain,
                 "verdict": entry.verdict,
                 "loss": entry.loss,
+                "wrong": entry.wrong,
                 "seconds": entry.seconds,
             }
             for entry in self.leaderboard()

@@ -11,7 +11,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from typing import Any
 
@@ -27,6 +27,7 @@ from scoredraw.verbs import DEFAULT_P
 Float = NDArray[np.float64]
 
 BASELINE = "uniform"
+PROBES = "scoredraw.data_selection.probe"
 SCHEMES = (*sampling.SCHEMES, "bottom_k")
 FIXED = ("top_k", "bottom_k")  # schemes that leave nothing to chance
 DEFAULTS = {
@@ -34,6 +35,8 @@ DEFAULTS = {
         *("uniform", "uniform@class", "leverage", "ridge-leverage", "lewis", "root-leverage"),
         *("el2n", "el2n:poisson", "grand", "forgetting", "forgetting:bottom_k@class"),
         *("vog", "tracin", "pvi"),
+        *("k-center", "facility-location", "herding", "uncertainty"),
+        *("add-one-in", "ccs", "dealrec", "odis-probe", "quad"),
     ),
     "regression": ("uniform", "leverage", "ridge-leverage", "lewis", "root-leverage"),
 }
@@ -50,14 +53,46 @@ class Contender:
 
     @property
     def random(self) -> bool:
-        """Whether two draws differ."""
-        return self.scheme not in FIXED
+        """Whether two draws of the same training rows differ, cheaply enough to repeat."""
+        return self.scheme not in FIXED and not (self.draws_itself and self.method.kind != "rows")
 
     @property
     def draws_itself(self) -> bool:
         """Whether the method makes its own draw (and nobody asked for another)."""
         own = bool(self.method.draw) and self.text == self.method.name
         return own and self.method.name != BASELINE
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether its draws start from the method's scores, which do not depend on the size."""
+        if self.method.name == BASELINE or takes(self.method.function, "size"):
+            return False
+        return not self.draws_itself or takes(self.method.draw, "scores")
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether its own draw starts from all the scores of the probes."""
+        return self.draws_itself and takes(self.method.draw, "probe_scores")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The training rows of a split as methods take them: features, labels, the matrix [1 x (y)].
+
+    scores, probes: name -> (one score a row, seconds), of methods and of the probes;
+    probe_seconds: what all the probes took together.
+    """
+
+    x: Float
+    y: NDArray[Any]
+    matrix: Float
+    scores: dict[str, tuple[Float, float]] = field(default_factory=dict)
+    probes: dict[str, tuple[Float, float]] = field(default_factory=dict)
+    probe_seconds: float = 0.0
+
+    def data(self, method: registry.Method) -> tuple[Any, ...]:
+        """What the method's functions begin with."""
+        return (self.matrix,) if method.kind == "rows" else (self.x, self.y)
 
 
 def parse(text: str, task: str) -> Contender:
@@ -66,12 +101,16 @@ def parse(text: str, task: str) -> Contender:
     name, _, scheme = rest.partition(":")
     require(stratum in ("", "class") and not text.endswith("@"), "methods", repr(text),
             "NAME[:SCHEME][@class]")  # fmt: skip
-    known = {m.name: m for kind in ("examples", "rows") for m in registry.methods(kind)}
+    known = {
+        m.name: m for kind in ("examples", "rows") for m in registry.methods(kind) if not m.takes
+    }
     require(name in known, "methods", repr(name), f"some of {', '.join(known)}")
     method = known[name]
     require(not scheme or scheme in SCHEMES, "methods", f"scheme {scheme!r}",
             f"one of {', '.join(SCHEMES)}")  # fmt: skip
     require(name != BASELINE or not scheme, "methods", repr(text), "uniform without a scheme")
+    whole = name == BASELINE or bool(method.function) or text == name
+    require(whole, "methods", repr(text), f"{name!r} alone: it makes the whole draw itself")
     if task == "regression":
         require(method.kind == "rows", "methods", f"{name!r} for regression", "a score of rows")
         require(not stratum, "methods", f"{text!r} for regression", "no classes")
@@ -97,34 +136,41 @@ def seed_of(*parts: int | str) -> int:
 # ── scores ────────────────────────────────────────────────────────────────────────────────────
 
 
-def score_contenders(
-    contenders: Sequence[Contender], x: Float, y: NDArray[Any], task: str, seed: int
-) -> dict[str, tuple[Float, float]]:
-    """Method -> (scores of the training rows, seconds), one computation a method."""
-    methods = {c.method.name: c.method for c in contenders if needs_scores(c)}
-    scores = {}
-    matrix = design(x, y, task)
-    for method in methods.values():
-        if method.kind == "rows":
-            started = time.perf_counter()
-            p = DEFAULT_P.get(method.name, 1.0)
-            values = np.asarray(call(method.function, matrix, p=p, rng=seed))
-            scores[method.name] = values, time.perf_counter() - started
-    probes = [method.name for method in methods.values() if method.kind == "examples"]
-    if probes:
-        score_all = registry.resolve("scoredraw.data_selection.probe:score_all")
-        scores |= score_all(x, y, probes, rng=seed)
-    return scores
+def score_contenders(contenders: Sequence[Contender], rows: Rows, seed: int) -> Rows:
+    """The rows with the scores of every method that starts from some, one computation a method.
+
+    Those of the probes (functions `score_NAME` of `data_selection.probe`) share their training.
+    """
+    methods = {c.method.name: c.method for c in contenders if c.needs_scores}
+    of_probes = {name: probe for name in methods if (probe := probe_of(methods[name]))}
+    wanted = list(dict.fromkeys(of_probes.values()))
+    if any(contender.needs_probes for contender in contenders):
+        wanted = list(registry.resolve(f"{PROBES}:METHODS"))
+    probes: dict[str, tuple[Float, float]] = {}
+    started = time.perf_counter()
+    if wanted:
+        probes = registry.resolve(f"{PROBES}:score_all")(rows.x, rows.y, wanted, rng=seed)
+    rows = replace(rows, scores={}, probes=probes, probe_seconds=time.perf_counter() - started)
+    for name, method in methods.items():
+        started = time.perf_counter()
+        if name in of_probes:
+            rows.scores[name] = probes[of_probes[name]]
+            continue
+        data, p = rows.data(method), DEFAULT_P.get(name, 1.0)
+        values = np.asarray(call(method.function, data, p=p, rng=seed))
+        rows.scores[name] = values, time.perf_counter() - started
+    return rows
 
 
-def needs_scores(contender: Contender) -> bool:
-    return contender.method.name != BASELINE and not contender.draws_itself and not sized(contender)
+def probe_of(method: registry.Method) -> str:
+    """Which score of `probe.score_all` the method's is, or ""."""
+    prefix = f"{PROBES}:score_"
+    return method.function.removeprefix(prefix) if method.function.startswith(prefix) else ""
 
 
-def sized(contender: Contender) -> bool:
-    """Whether the scores depend on how many rows are wanted."""
-    function = contender.method.function
-    return bool(function) and "size" in signature(registry.resolve(function)).parameters
+def takes(reference: str, parameter: str) -> bool:
+    """Whether the function of that reference has such a parameter."""
+    return bool(reference) and parameter in signature(registry.resolve(reference)).parameters
 
 
 def design(x: Float, y: NDArray[Any], task: str) -> Float:
@@ -135,7 +181,7 @@ def design(x: Float, y: NDArray[Any], task: str) -> Float:
     return np.hstack(parts)
 
 
-def call(reference: str, matrix: Float, **known: Any) -> Any:
+def call(reference: str, data: tuple[Any, ...], **known: Any) -> Any:
     """Call a method with those of the known arguments that it takes, on one core."""
     function = registry.resolve(reference)
     known |= {"engine": Engine("local", 1), "workers": 1}
@@ -143,7 +189,7 @@ def call(reference: str, matrix: Float, **known: Any) -> Any:
     arguments = {name: value for name, value in known.items() if name in parameters}
     missing = [
         name
-        for name, parameter in list(parameters.items())[1:]
+        for name, parameter in list(parameters.items())[len(data) :]
         if parameter.default is Parameter.empty
         and parameter.kind is not Parameter.VAR_KEYWORD
         and name not in arguments
@@ -152,35 +198,39 @@ def call(reference: str, matrix: Float, **known: Any) -> Any:
         raise InputError(f"methods: got {reference}, want one that needs no {', '.join(missing)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # indicators and an intercept are dependent by design
-        return function(matrix, **arguments)
+        return function(*data, **arguments)
 
 
 # ── draws ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def draw_for(
-    contender: Contender,
-    scores: Float | None,
-    matrix: Float,
-    labels: NDArray[Any],
-    size: int,
-    seed: int,
-) -> Draw:
+def draw_for(contender: Contender, rows: Rows, size: int, seed: int) -> Draw:
     """The contender's draw of `size` rows."""
-    by = labels if contender.by_class else None
-    if contender.method.name == BASELINE:
-        return sampling.uniform(len(matrix), size, rng=seed, by=by)
-    p = DEFAULT_P.get(contender.method.name, 1.0)
+    by = rows.y if contender.by_class else None
+    method = contender.method
+    if method.name == BASELINE:
+        return sampling.uniform(len(rows.y), size, rng=seed, by=by)
+    p, known = DEFAULT_P.get(method.name, 1.0), rows.scores.get(method.name, (None, 0.0))[0]
     if contender.draws_itself:
-        draw: Draw = call(contender.method.draw, matrix, p=p, size=size, rng=seed)
+        probes = {name: values for name, (values, _) in rows.probes.items()}
+        draw: Draw = call(
+            method.draw, rows.data(method), p=p, size=size, rng=seed, scores=known,
+            probe_scores=probes,
+        )  # fmt: skip
         return draw
-    if scores is None:
-        found = call(contender.method.function, matrix, p=p, size=size)
-        scores = np.asarray(getattr(found, "scores", found))
-    if contender.method.easy == "high":  # a large draw is of what is hard, whatever the sign
-        scores = -scores
+    if known is None:
+        found = call(method.function, rows.data(method), p=p, size=size)
+        known = np.asarray(getattr(found, "scores", found))
+    scores = -known if method.easy == "high" else known  # a large draw is of what is hard
     if contender.scheme in FIXED:
         largest = contender.scheme == "top_k"
         return sampling.top_k(scores, size, largest=largest, rng=seed, by=by)
-    measure = scores if contender.method.kind == "rows" else sampling.linear(scores)
+    measure = scores if method.kind == "rows" else sampling.linear(scores)
     return sampling.SCHEMES[contender.scheme](measure, size, rng=seed, by=by)
+
+
+def scoring_seconds(contender: Contender, rows: Rows) -> float:
+    """What the scores that its draws start from took."""
+    if contender.needs_probes:
+        return rows.probe_seconds
+    return rows.scores.get(contender.method.name, (None, 0.0))[1]

@@ -22,7 +22,8 @@ def page(found: Comparison) -> Page:
     """The report as a self-contained HTML page."""
     protocol = found.protocol
     return Page(
-        title="Which rows are worth training on?",
+        title="Which rows are worth training on"
+        + (f", with {100 * found.flip:g} % of the labels wrong?" if found.flip else "?"),
         kicker=f"scoredraw compare rows · {found.examples.name}",
         answer=found.answer,
         tables=tables(found),
@@ -60,6 +61,11 @@ def tables(found: Comparison) -> list[ReportTable]:
         values.append([method, *(found.shown(entry.value) for entry in entries)])
     values.append(["all rows", *[found.shown(found.full)] * len(found.protocol["sizes"])])
     percent = ", %" if found.examples.classes else ""
+    wrong = ReportTable(
+        f"Wrong labels among the rows drawn, %; {100 * found.flip:g} % of all are",
+        ["method", *size_labels(found)],
+        [[m, *(round(100 * entry.wrong, 1) for entry in found.of(m))] for m in found.ranking],
+    )
     return [
         ReportTable(
             f"Gain in {found.metric} over a uniform draw{points(found)}",
@@ -73,6 +79,7 @@ def tables(found: Comparison) -> list[ReportTable]:
             values,
             "Each with its own 95 % t interval over repeats.",
         ),
+        *([wrong] if found.flip else []),
     ]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,12 @@ from scoredraw.bakeoff.comparison import Comparison
 from scoredraw.bakeoff.contenders import (
     BASELINE,
     Contender,
+    Rows,
     design,
     draw_for,
     parse_all,
     score_contenders,
+    scoring_seconds,
     seed_of,
 )
 from scoredraw.errors import InputError, require
@@ -69,6 +71,7 @@ class Protocol:
     seed: int
     train_rows: int
     encoder: str
+    flip: float = 0.0
 
 
 def compare_rows(
@@ -82,6 +85,7 @@ def compare_rows(
     repeats: int = 10,
     seed: int = 0,
     task: str | None = None,
+    flip: float | str = 0.0,
     max_rows: int = MAX_ROWS,
     workers: int | None = None,
     journal: str | Path | None = None,
@@ -93,9 +97,10 @@ def compare_rows(
     column to predict, or n values for an array. text: a column to read as text. methods:
     NAME[:SCHEME][@class], see `bakeoff.contenders`. sizes: counts, or shares ("1%", 0.01) of the
     training rows; 1%, 5% and 10% unless that is too few. model: "logistic", "ridge", "mlp" or
-    "boosting". max_rows: a larger table is reduced to a uniform sample first. workers: processes,
-    all cores by default; they do not change the result. journal: where finished repeats are kept
-    (a file or a folder); None keeps nothing.
+    "boosting". flip: the share of training labels ("20%", 0.2) moved to another class, which shows
+    who collapses under wrong labels. max_rows: a larger table is reduced to a uniform sample first.
+    workers: processes, all cores by default; they do not change the result. journal: where finished
+    repeats are kept (a file or a folder); None keeps nothing.
     progress: called as (what, done, all).
 
     Gains are paired over repeats with t intervals that hold for all methods and sizes at once
@@ -110,9 +115,11 @@ def compare_rows(
     """
     require(repeats >= 2, "repeats", repeats, "at least 2: one has no interval")
     require(seed >= 0, "seed", seed, "0 or more")
+    wrong = share_of(flip)
     examples = read_examples(data, target, text=text, task=task)
     total = len(examples)
     examples = at_most(examples, max_rows, seed)
+    require(wrong == 0 or bool(examples.classes), "flip", flip, "0 for a regression: no classes")
     contenders = parse_all(methods, examples.task)
     held_out = split_size(examples)
     if sizes is None:
@@ -131,6 +138,7 @@ def compare_rows(
         seed,
         len(examples) - held_out,
         encoder,
+        wrong,
     )
     started = time.perf_counter()
     log, vectors_at = open_log(journal, examples, protocol)
@@ -162,6 +170,21 @@ def split_size(examples: Examples) -> int:
     few = f"{n} rows of {classes} classes"
     require(classes <= TEST_SHARE * n, "target", few, "5 or more rows a class on average")
     return held_out
+
+
+def share_of(flip: float | str) -> float:
+    """A share of the labels, such as "20%" or 0.2.
+
+    >>> share_of("20%"), share_of(0.2)
+    (0.2, 0.2)
+    """
+    text = str(flip).strip()
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    require(0 <= share < 1, "flip", repr(flip), "a share of the labels from 0% to below 100%")
+    return share
 
 
 def read_sizes(
@@ -322,8 +345,35 @@ def run_repeat(
         return Repeat(examples, protocol, vectors, repeat).record(contenders)
 
 
+class Reached(NamedTuple):
+    """Means over the draws of one size: metric, loss, wrong labels among the rows, seconds a draw;
+    and some rows of the first draw."""
+
+    value: float
+    loss: float | None
+    wrong: float
+    seconds: float
+    picks: list[int]
+
+
+def flipped(y: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Which labels of a uniform share are wrong, and the labels with those moved to another class.
+
+    >>> wrong, labels = flipped(np.repeat([0, 1, 2], 10), 0.2, 0)
+    >>> int(wrong.sum()), bool((labels != np.repeat([0, 1, 2], 10))[wrong].all())
+    (6, True)
+    """
+    wrong, labels = np.zeros(len(y), bool), y.copy()
+    count = round(share * len(y))
+    if count:
+        rng, classes = np.random.default_rng(seed), int(y.max()) + 1
+        wrong[sampling.uniform(len(y), count, rng=seed).indices] = True
+        labels[wrong] = (y[wrong] + rng.integers(1, classes, count)) % classes
+    return wrong, labels
+
+
 class Repeat:
-    """One split of the rows, encoded."""
+    """One split of the rows, encoded; a share of its training labels may be wrong."""
 
     def __init__(
         self, examples: Examples, protocol: Protocol, vectors: Float | None, repeat: int
@@ -335,54 +385,56 @@ class Repeat:
         test = np.sort(sampling.uniform(n, n - protocol.train_rows, rng=seed, by=by).indices)
         self.train = np.setdiff1d(np.arange(n), test)
         encoder = Encoder(examples, self.train, vectors)
-        self.x, self.y = encoder.transform(self.train), examples.y[self.train]
+        y = examples.y[self.train]
+        self.wrong, labels = flipped(y, protocol.flip, seed_of(protocol.seed, repeat, "flip"))
+        x = encoder.transform(self.train)
+        self.rows = Rows(x, labels, design(x, labels, examples.task))
         self.test = encoder.transform(test), examples.y[test]
-        self.matrix = design(self.x, self.y, examples.task)
 
     def record(self, contenders: list[Contender]) -> dict[str, Any]:
         """What every contender reached at every size, and every row at once."""
-        protocol, task = self.protocol, self.examples.task
-        seed = seed_of(protocol.seed, self.repeat, "probe")
-        scores = score_contenders(contenders, self.x, self.y, task, seed)
+        protocol = self.protocol
+        rows = score_contenders(contenders, self.rows, seed_of(protocol.seed, self.repeat, "probe"))
         results: dict[str, Any] = {}
         for contender in contenders:
-            values, seconds = scores.get(contender.method.name, (None, 0.0))
-            sizes = [self.reached(contender, values, count) for count in protocol.counts]
+            sizes = [self.reached(contender, rows, count) for count in protocol.counts]
             results[contender.text] = {
-                "values": [size[0] for size in sizes],
-                "losses": [size[1] for size in sizes],
-                "seconds": seconds + max(size[2] for size in sizes),
-                "picks": sizes[0][3] if self.repeat == 0 else None,
+                "values": [size.value for size in sizes],
+                "losses": [size.loss for size in sizes],
+                "wrong": [size.wrong for size in sizes],
+                "seconds": scoring_seconds(contender, rows) + max(size.seconds for size in sizes),
+                "picks": sizes[0].picks if self.repeat == 0 else None,
             }
         started = time.perf_counter()
-        value, loss = self.judge(np.arange(len(self.y)), np.ones(len(self.y)), "full")
+        value, loss = self.judge(np.arange(len(rows.y)), np.ones(len(rows.y)), "full")
         full = {"value": value, "loss": loss, "seconds": time.perf_counter() - started}
         return {"repeat": self.repeat, "results": results, "full": full}
 
-    def reached(
-        self, contender: Contender, scores: Float | None, count: int
-    ) -> tuple[float, float | None, float, list[int]]:
-        """Metric and loss averaged over the draws of a size, seconds a draw, some rows drawn."""
+    def reached(self, contender: Contender, rows: Rows, count: int) -> Reached:
+        """What the draws of a size reach, on average."""
         repeats = UNIFORM_DRAWS if contender.text == BASELINE else DRAWS if contender.random else 1
         values: list[float] = []
         losses: list[float | None] = []
+        wrong: list[float] = []
         picks: list[int] = []
         seconds = 0.0
         for number in range(repeats):
             name = f"{contender.text} {count} {number}"
             seed = seed_of(self.protocol.seed, self.repeat, name)
             started = time.perf_counter()
-            draw = draw_for(contender, scores, self.matrix, self.y, count, seed)
+            draw = draw_for(contender, rows, count, seed)
             seconds += time.perf_counter() - started
             value, loss = self.judge(draw.indices, draw.sample_weight, name)
             values.append(value)
             losses.append(loss)
+            wrong.append(float(self.wrong[draw.indices].mean()) if len(draw) else 0.0)
             if not picks and len(draw):
                 at = np.linspace(0, len(draw) - 1, PICKS).astype(int)
                 picks = self.train[draw.indices[at]].tolist()
         known = [loss for loss in losses if loss is not None]
         mean_loss = float(np.mean(known)) if len(known) == len(losses) else None
-        return float(np.mean(values)), mean_loss, seconds / repeats, picks
+        mean_wrong = float(np.mean(wrong))
+        return Reached(float(np.mean(values)), mean_loss, mean_wrong, seconds / repeats, picks)
 
     def judge(
         self, rows: NDArray[np.int64], weights: Float, name: str
@@ -390,7 +442,7 @@ class Repeat:
         return models.fit_and_judge(
             self.protocol.model,
             self.examples.task,
-            (self.x[rows], self.y[rows], weights),
+            (self.rows.x[rows], self.rows.y[rows], weights),
             self.test,
             classes=len(self.examples.classes),
             seed=seed_of(self.protocol.seed, self.repeat, name, "fit") % 2**31,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scoredraw.cli import audit, compare, draw, papers, run, score
+from scoredraw.cli import audit, compare, draw, papers, plan, run, score
 from scoredraw.errors import InputError, MissingExtraError
 
 # click's, wherever this version of Typer keeps it
@@ -36,6 +36,7 @@ for verb, group, text in (
     ("compare", comparisons, "Which way of choosing is worth it on your data, against uniform."),
     ("score", score.app, "Give every row a score and write them."),
     ("draw", draw.app, "Choose rows by a method's scores and write them, weighted."),
+    ("plan", plan.app, "What to collect or mix, before it is collected."),
     ("audit", audit.app, "How far to trust a number, and what it hides."),
 ):
     app.add_typer(group, name=verb, help=text, no_args_is_help=True)

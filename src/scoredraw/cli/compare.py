@@ -66,6 +66,9 @@ def rows(
     task: Annotated[
         str | None, typer.Option(help="classification or regression.", show_default="by target")
     ] = None,
+    flip: Annotated[
+        str, typer.Option(help="Share of training labels made wrong: which methods collapse?")
+    ] = "0%",
     repeats: Annotated[int, typer.Option(help="Splits; more give shorter intervals.")] = 10,
     seed: Seed = 0,
     max_rows: Annotated[int, typer.Option(help="Larger tables are sampled first.")] = 100_000,
@@ -93,6 +96,7 @@ def rows(
                 repeats=repeats,
                 seed=seed,
                 task=task,
+                flip=flip,
                 max_rows=max_rows,
                 workers=workers,
                 journal=journal,
@@ -206,7 +210,8 @@ def print_leaderboard(result: Comparison) -> None:
     protocol = result.protocol
     title = (
         f"{result.examples.name}: gain in {result.metric} over a uniform draw{points(result)} "
-        f"({protocol['model']}, {protocol['repeats']} repeats)"
+        f"({protocol['model']}, {protocol['repeats']} repeats"
+        f"{f', {100 * result.flip:g} % of the labels wrong' if result.flip else ''})"
     )
     table = Table(title=Text(title), title_justify="left")
     table.add_column("method", overflow="fold")

@@ -75,6 +75,7 @@ def rows(
     p: o.P = None,
     ridge: o.Ridge = None,
     rounds: o.Rounds = None,
+    set_: o.Set = None,
     seed: o.Seed = 0,
     engine: o.EngineName = "local",
     workers: o.Workers = None,
@@ -86,7 +87,7 @@ def rows(
     request = Request("rows", source, method, size, out, scores, scheme, map_, by, id_, cost,
                       budget, keep, exclude, seed, report, as_json)  # fmt: skip
     settings = {"target": target, "columns": o.split(columns)}
-    settings |= o.given(p=p, ridge=ridge, rounds=rounds)
+    settings |= o.settings(set_) | o.given(p=p, ridge=ridge, rounds=rounds)
     request.carry_out(settings, engine, workers, batch_rows)
 
 
@@ -114,16 +115,20 @@ def examples(
     probe: o.Probe = None,
     seeds: o.Seeds = None,
     epochs: o.Epochs = None,
+    model: o.Model = None,
+    log: o.Log = None,
+    set_: o.Set = None,
     seed: o.Seed = 0,
     batch_rows: o.BatchRows = 131_072,
     report: ReportFile = None,
     as_json: o.Json = False,
 ) -> None:
-    """Draw the training examples that probes find the least easy."""
+    """Draw the training examples worth training on."""
     request = Request("examples", source, method, size, out, scores, scheme, map_, by, id_, cost,
                       budget, keep, exclude, seed, report, as_json)  # fmt: skip
     settings = {"target": target, "columns": o.split(columns), "text": text}
-    settings |= o.given(probe=probe, seeds=seeds, epochs=epochs)
+    settings |= o.settings(set_)
+    settings |= o.given(probe=probe, seeds=seeds, epochs=epochs, model=model, log=log)
     request.carry_out(settings, "local", None, batch_rows)
 
 

@@ -42,6 +42,21 @@ Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of the recursion
 Probe = Annotated[str | None, typer.Option(help="mlp or logistic: what is trained (examples).")]
 Seeds = Annotated[int | None, typer.Option(min=1, help="Probes trained and averaged (examples).")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs of a probe (examples).")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An option of the method, again for more.", metavar="NAME=VALUE"),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Of add-one-in-llm, ches: small, a folder, or an endpoint's URL#NAME.",
+        metavar="MODEL",
+    ),
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(help="Keeps each step; the same command goes on from it.", metavar="FILE.jsonl"),
+]
 
 SamplesInput = Annotated[
     str,
@@ -85,6 +100,27 @@ def whole(text: str | None, argument: str) -> list[int] | None:
         came = wrong[0] if wrong else text
         raise InputError(f"{argument}: got {came!r}, want whole numbers as 1,2,4")
     return [int(part) for part in parts]
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """What `--set NAME=VALUE` says, a value read as Python would where it can be.
+
+    >>> settings(["alpha=0.5", "within=top"])
+    {'alpha': 0.5, 'within': 'top'}
+    """
+    from ast import literal_eval
+
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (equals and name.isidentifier() and value):
+            raise InputError(f"set: got {pair!r}, want NAME=VALUE")
+        try:
+            found[name] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def given(**options: Any) -> dict[str, Any]:

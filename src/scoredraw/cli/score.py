@@ -27,6 +27,7 @@ def rows(
     columns: o.Columns = None,
     p: o.P = None,
     ridge: o.Ridge = None,
+    set_: o.Set = None,
     seed: o.Seed = 0,
     engine: o.EngineName = "local",
     workers: o.Workers = None,
@@ -34,29 +35,32 @@ def rows(
     as_json: o.Json = False,
 ) -> None:
     """Score the rows of a matrix: what each weighs in any fit."""
-    chosen = o.given(p=p, ridge=ridge)
+    chosen = o.settings(set_) | o.given(p=p, ridge=ridge)
     settings = {"target": target, "columns": o.split(columns), "seed": seed, **chosen}
     _score("rows", source, method, out, batch_rows, engine, workers, as_json, settings)
 
 
 @app.command(
-    epilog="Example: scoredraw score examples train.csv --target label --method el2n -o scores.csv"
+    epilog="Examples: scoredraw score examples train.csv --target label --method el2n -o a.csv; "
+    "scoredraw score examples pairs.jsonl --method ches --model small -o scores.parquet"
 )
 def examples(
     source: o.Input,
     method: str = typer.Option(..., "--method", "-m", help="See `draw examples -h`."),
-    target: str = typer.Option(..., help="The column of labels.", metavar="COL"),
+    target: o.Target = None,
     out: o.Out = None,
     columns: o.Columns = None,
     text: o.Text = None,
     probe: o.Probe = None,
     seeds: o.Seeds = None,
     epochs: o.Epochs = None,
+    model: o.Model = None,
+    set_: o.Set = None,
     seed: o.Seed = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Score training examples by probes trained on them."""
-    chosen = o.given(probe=probe, seeds=seeds, epochs=epochs)
+    """Score training examples: what each is worth to a learner, or does to it."""
+    chosen = o.settings(set_) | o.given(probe=probe, seeds=seeds, epochs=epochs, model=model)
     settings = {"target": target, "columns": o.split(columns), "text": text, "seed": seed, **chosen}
     _score("examples", source, method, out, 131_072, "local", None, as_json, settings)
 

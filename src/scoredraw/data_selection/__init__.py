@@ -15,8 +15,9 @@ __getattr__, __dir__, __all__ = exports(
         "recorder": "TrainingDynamicsRecorder",
         "repeated_sampling": "RepeatedSampling rs2_schedule expected_coverage",
         "rounds": "ResampledSubset BernoulliRounds compressed_schedule subset_size",
-        "torch_sampler": "RepeatedRandomSampler RoundSampler BernoulliSubset epoch_callback "
-        "install",
+        "example_selector": "ExampleSelector",
+        "torch_sampler": "DrawSampler RepeatedRandomSampler RoundSampler BernoulliSubset "
+        "epoch_callback install",
         "probe": "score_all",
     },
 )

@@ -1,6 +1,6 @@
-"""Repeated random sampling inside a torch `DataLoader` or a transformers `Trainer`.
+"""Draws and repeated random sampling inside a torch `DataLoader` or a transformers `Trainer`.
 
-Thin shells over `repeated_sampling`: which examples a round has is decided there, in NumPy.
+Thin shells over `Draw` and `repeated_sampling`: which examples an epoch has is decided in NumPy.
 
 Okanovic et al., "Repeated random sampling for minimizing the time-to-accuracy of learning",
 ICLR 2024, arXiv 2305.18424.
@@ -18,9 +18,40 @@ from numpy.typing import ArrayLike
 
 from scoredraw.data_selection.repeated_sampling import RepeatedSampling
 from scoredraw.data_selection.rounds import BernoulliRounds, Int, Rounds
+from scoredraw.draws import Draw
 from scoredraw.errors import import_extra, require
 
 STREAM_BLOCK = 1024  # examples of a stream that are decided at a time
+
+
+class DrawSampler(torch.utils.data.Sampler[int]):
+    """The examples of any `Draw`, in a new order every epoch: what a `DataLoader` takes.
+
+    The order of epoch t is a function of (seed, t); `set_epoch` resumes. A draw's weights are not
+    applied (`draw.sample_weight` is for the loss). Raises InputError for an empty draw.
+
+    >>> from scoredraw.sampling import top_k
+    >>> sampler = DrawSampler(top_k([0.1, 3.0, 2.0], 2))
+    >>> len(sampler), sorted(sampler)
+    (2, [1, 2])
+    """
+
+    def __init__(self, draw: Draw, *, shuffle: bool = True, seed: int = 0) -> None:
+        require(len(draw) > 0, "draw", "an empty draw", "at least one example")
+        self.draw, self.shuffle, self.seed, self.epoch = draw, shuffle, seed, 0
+
+    def set_epoch(self, t: int) -> None:
+        """Make the order of epoch t the next one."""
+        require(t >= 0, "t", t, "an epoch's number, 0 or more")
+        self.epoch = t
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.draw))
+        self.epoch += 1
+        yield from self.draw.indices[order if self.shuffle else slice(None)].tolist()
+
+    def __len__(self) -> int:
+        return len(self.draw)
 
 
 class RoundSampler(torch.utils.data.Sampler[int]):
