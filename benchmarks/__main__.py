@@ -12,7 +12,17 @@ from typing import Any
 from rich.console import Console
 from threadpoolctl import threadpool_info
 
-from benchmarks import coverage, diffusion, files, matrices, races, sketches
+from benchmarks import (
+    coverage,
+    diffusion,
+    files,
+    influence,
+    matrices,
+    races,
+    selection,
+    sketches,
+    transport,
+)
 from benchmarks.contest import Contest, Limit, Line, run, table
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
@@ -24,9 +34,15 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "sketched": sketches.sketched,
     "coverage": coverage.coverage,
     "scheduler": diffusion.scheduler,
+    "selection": selection.selection,
+    "influence": influence.influence,
+    "transport": transport.transport,
 }
 WIDTH = 170  # of the table in a file or a log
-PEERS = ("scipy", "pyarrow", "statsmodels", "scorio", "torch", "diffusers")
+PEERS = (
+    *("scipy", "pyarrow", "statsmodels", "scorio", "torch", "diffusers"),
+    *("apricot-select", "kronfluence", "POT"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:

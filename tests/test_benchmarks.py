@@ -13,7 +13,10 @@ import pytest
 pytestmark = pytest.mark.contract
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"]
+NAMES = [
+    *("leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"),
+    *("selection", "influence", "transport"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +36,9 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sketched", 6),
         ("coverage", 3),
         ("scheduler", 3),
+        ("selection", 3),
+        ("influence", 2),
+        ("transport", 3),
     ],
 )
 def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> None:

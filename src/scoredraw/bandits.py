@@ -100,10 +100,10 @@ class BanditState:
         numbers = ("seen", "mean", "square")
         missing = [name for name in (*kinds, *numbers) if name not in data]
         require(not missing, "data", f"no {', '.join(missing)}", "the fields of a bandit's state")
-        arrays = {name: np.asarray(data[name], dtype=kind) for name, kind in kinds.items()}
+        arrays: dict[str, Any] = {k: np.asarray(data[k], dtype=kind) for k, kind in kinds.items()}
         shapes = {array.shape for array in arrays.values()}
         require(len(shapes) == 1, "data", f"shapes {shapes}", "one number an arm in each field")
-        return cls(**arrays, **{name: data[name] for name in numbers})
+        return cls(**arrays, **{k: data[k] for k in numbers})
 
 
 # ── Choosing ─────────────────────────────────────────────────────────────────────────────────────
@@ -186,8 +186,9 @@ class UCB1:
     def __post_init__(self) -> None:
         require(self.n_arms >= 1, "n_arms", self.n_arms, "at least 1")
         require(self.alpha >= 0, "alpha", self.alpha, "a number of 0 or more")  # NaN fails too
-        good = self.scale == "auto" or (not isinstance(self.scale, str) and 0 < self.scale < np.inf)
-        require(good, "scale", repr(self.scale), "a positive number or 'auto'")
+        scale: Any = self.scale
+        good = scale == "auto" or (not isinstance(scale, str) and 0 < scale < np.inf)
+        require(good, "scale", repr(scale), "a positive number or 'auto'")
         require(self.ties in ("random", "lowest"), "ties", repr(self.ties), "'random' or 'lowest'")
 
     def init(self) -> BanditState:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scoredraw.draws import Draw
-from scoredraw.errors import InputError, require
+from scoredraw.errors import InputError, StoppedError, require
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -99,7 +99,7 @@ class SelectionLog:
         return Draw(self.indices, ones, self.n, method="add-one-in", info=info)
 
 
-class SelectionError(RuntimeError):
+class SelectionError(StoppedError):
     """The chooser had no answer for too many windows in a row; `log` holds what there is."""
 
     def __init__(self, message: str, log: SelectionLog) -> None:
@@ -151,7 +151,7 @@ def ask_window(
     """The outcome of a window, after as many retries as it takes and may have.
 
     view: from positions to what the chooser is shown. key: of the orders shown in retries.
-    The second value is what the chooser raised last. `InputError` is not retried but raised.
+    The second value is what the chooser raised last. `InputError` and `StoppedError` are raised.
     """
     candidates = window.candidates
     b = len(candidates)
@@ -177,7 +177,7 @@ def ask_window(
             if pick is not None:
                 place = int(np.flatnonzero(answers[0][1] == pick)[0])
                 break
-        except InputError:
+        except (InputError, StoppedError):  # a server that has been asked often enough
             raise
         except Exception as error:  # a server that is down, a reply that cannot be read
             last, why = error, f"{type(error).__name__}: {error}".splitlines()[0]

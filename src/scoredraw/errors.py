@@ -15,6 +15,13 @@ class InputError(ValueError):
     """An argument, a file or a value in it is not usable; the message is one line."""
 
 
+class StoppedError(RuntimeError):
+    """Long work could not go on (a server is gone, a judge talks nonsense); what was done is kept.
+
+    The message is one line; the command line prints it and leaves with exit code 1.
+    """
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is absent; the message names the extra that brings it."""
 

@@ -8,10 +8,12 @@ server. `small_model` loads a real language model that needs no download beyond 
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +21,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.errors import InputError, MissingExtraError, import_extra, require
+from scoredraw.errors import (
+    InputError,
+    MissingExtraError,
+    StoppedError,
+    import_extra,
+    require,
+)
 
 Float = npt.NDArray[np.float64]
 Message = Mapping[str, str]
@@ -46,9 +54,27 @@ def small_model() -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     folder = Path(found.origin).parent
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    with redirect_stderr(io.StringIO()):  # a bar that nothing switches off
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     return model.eval(), tokenizer
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """A causal language model by name, as (model, tokenizer).
+
+    name: "small" (`small_model`), or a folder or name that transformers can load. Raises
+    `InputError` for one that it cannot, `MissingExtraError` without the language extra.
+    """
+    if name == "small":
+        return small_model()
+    transformers = import_extra("transformers", "language")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        return transformers.AutoModelForCausalLM.from_pretrained(name).eval(), tokenizer
+    except (OSError, ValueError) as error:
+        why = (str(error).strip() or "no reason given").splitlines()[0]
+        raise InputError(f"model: cannot load {name!r}: {why[:200]}") from None
 
 
 @runtime_checkable
@@ -171,7 +197,7 @@ class TransformersModel:
         return own if own is not None else self.tokenizer.eos_token_id
 
 
-class ModelError(RuntimeError):
+class ModelError(StoppedError):
     """A model's server gave no reply, however often it was asked; the message says what it said."""
 
 

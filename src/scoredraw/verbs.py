@@ -30,7 +30,7 @@ from scoredraw.uniforms import RowUniforms
 # what the verbs give a method, and what its name decides already; the rest are its options
 SUPPLIED = (
     *("engine", "rng", "workers", "progress", "size"),
-    *("method", "sketch", "return_info", "scores", "probe_scores", "reference"),
+    *("method", "sketch", "return_info", "scores", "probe_scores", "reference", "tokens"),
 )
 DEFAULT_P = {"split": 3.0}  # splitting is for p > 2; the others default to least absolute values
 MAPS: dict[str, Callable[..., Float]] = {
@@ -71,12 +71,18 @@ class Job:
             self._known[key] = np.asarray(getattr(found, "scores", found), np.float64)
         return self._known[key]
 
-    def draw(self, size: float, rng: Any) -> Draw:
+    @property
+    def spends_tokens(self) -> bool:
+        """Whether the draw that it makes itself can have a budget of what examples cost."""
+        return self._draw is not None and _takes(self._draw, "tokens")
+
+    def draw(self, size: float, rng: Any, tokens: Any = None) -> Draw:
         """The draw that the method makes itself, from its scores where it starts from those."""
         assert self._draw is not None
+        more = {} if tokens is None else {"tokens": np.asarray(tokens)}
         if self._score is not None and _takes(self._draw, "scores"):
-            return self._draw(size=size, rng=rng, scores=self.scores(size))
-        return self._draw(size=size, rng=rng)
+            more["scores"] = self.scores(size)
+        return self._draw(size=size, rng=rng, **more)
 
 
 def bind(
@@ -201,9 +207,9 @@ def draw_job(
     require(map is None or map in MAPS, "map", repr(map), f"one of {', '.join(MAPS)}")
     k: float = parse_size(size, job.n) if costs is None else parse_budget(size)
     name, flip = job.method.name, -1.0 if job.method.easy == "high" else 1.0
-    plain = all(x is None for x in (scheme, map, by, ids, costs, keep, exclude_rows))
-    if job.makes_draws and plain:
-        return replace(job.draw(k, RowUniforms(seed)), method=name)
+    plain = all(x is None for x in (scheme, map, by, ids, keep, exclude_rows))
+    if job.makes_draws and plain and (costs is None or job.spends_tokens):
+        return replace(job.draw(k, RowUniforms(seed), costs), method=name)
     if job.makes_draws and job.scores_nothing:
         asked = {"scheme": scheme, "map": map, "by": by, "id": ids, "cost": costs, "keep": keep}
         asked["exclude"] = exclude_rows

@@ -59,9 +59,7 @@ def test_budget_duplicates_and_exhausted_clusters(
 
     options: dict[str, Any] = {}
     if neighbours:
-        options = {"distances": rng.normal(size=(len(labels), 2)), "gamma": 1.0}
-        if len(labels) == 2:  # two places of two coordinates would be read as distances
-            options["distances"] = np.array([[0.0, 0.5], [0.5, 0.0]])
+        options = {"centres": rng.normal(size=(len(labels), 2)), "gamma": 1.0}
     found = quad_select(
         ids, influence, budget, samples_per_pull=samples, block=block, B=B, alpha=alpha,
         within=within, tau=tau, rng=seed, **options,
@@ -162,7 +160,7 @@ def test_neighbours_spare_pulls() -> None:
     worth = np.where(ids % 4 < 2, 1.0, -1.0)
     places = (np.arange(40) % 4)[:, None].astype(float)
     wasted = []
-    for option in ({}, {"distances": places, "gamma": 0.5}):
+    for option in ({}, {"centres": places, "gamma": 0.5}):
         found = quad_select(
             ids, lambda rows: worth[rows], 200, block=5, B=2, alpha=0.2, rng=0, **option
         )
@@ -283,6 +281,14 @@ def test_a_tables_draw_has_its_size_whatever_is_asked() -> None:
     assert not aside & set(first.tolist())
 
 
+def test_classes_of_one_row_and_tiny_tables() -> None:
+    x, y = blobs(120)
+    y = np.concatenate([y[:110], np.arange(10) + 50])  # ten classes with a row each
+    for seed in range(5):
+        assert len(set(quad_examples(x, y, size=60, rng=seed).indices.tolist())) == 60
+    assert len(quad_examples(x[:5], y[:5] % 2, size=3, clusters=5)) == 3
+
+
 def test_a_region_of_wrong_labels_is_avoided() -> None:
     x, y = blobs(1400)
     clean, x, y = (x[1200:], y[1200:]), x[:1200], y[:1200]
@@ -350,7 +356,10 @@ DISTANCES = np.abs(np.subtract.outer(np.arange(8.0), np.arange(8.0)))
         ({"gamma": -1.0, "distances": DISTANCES}, "gamma"),
         ({"gamma": 1.0}, "distances"),
         ({"distances": DISTANCES}, "gamma"),
-        ({"neighbours": True}, "neighbours"),
+        ({"neighbours": True}, "distances"),
+        ({"neighbours": True, "distances": DISTANCES}, "gamma"),
+        ({"gamma": 1.0, "distances": DISTANCES, "centres": DISTANCES}, "centres"),
+        ({"gamma": 1.0, "centres": DISTANCES[:5]}, "centres"),
         ({"gamma": 1.0, "distances": np.triu(DISTANCES)}, "distances"),
         ({"gamma": 1.0, "distances": DISTANCES[:5, :5]}, "distances"),
         ({"costs": np.zeros(240)}, "costs"),

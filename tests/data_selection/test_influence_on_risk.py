@@ -157,6 +157,16 @@ def test_the_fit_reaches_the_minimiser_if_it_may() -> None:
     assert np.linalg.norm(early - w) > 1e-3  # three steps have stopped early
 
 
+def test_a_softmax_regression_at_its_minimum_is_noticed() -> None:
+    x, y, _ = softmax_problem()
+    with pytest.warns(UserWarning, match="target: the mean gradient"):
+        softmax_influence(np.ones((4, 1)), np.arange(4), np.zeros((1, 4)), penalty=0.1)
+    weights = fit_softmax(x, y, penalty=0.05, steps=500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the penalty keeps the data loss from its minimum
+        softmax_influence(x, y, weights, penalty=0.05)
+
+
 # ── Effort ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -292,7 +302,7 @@ def test_bad_models() -> None:
         ({"target": np.ones(3)}, "target: got ndarray"),
     ):
         with pytest.raises(InputError, match=message):
-            influence_on_risk((model, (x, y)), **options)  # type: ignore[arg-type]
+            influence_on_risk((model, (x, y)), **options)
     with pytest.raises(InputError, match="source: got no examples"):
         influence_on_risk((model, (x[:0], y[:0])))
     with pytest.raises(InputError, match="source: got NaN or infinity in example 2"):

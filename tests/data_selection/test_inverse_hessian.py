@@ -124,7 +124,14 @@ def test_a_torch_loss(names: Any, n: int | None) -> None:
         if solver == "lissa" and n is not None:
             continue  # of random examples: below
         got = inverse_hvp(
-            loss, PARAMS, v, solver=solver, n=n, parameters=names, scale=8.0, depth=240,
+            loss,
+            PARAMS,
+            v,
+            solver=solver,
+            n=n,
+            parameters=names,
+            scale=8.0,
+            depth=240,
             block=11,
         )
         assert list(got) == chosen

@@ -14,7 +14,13 @@ from scoredraw.data_selection.mixture_baselines import (
     shapley_values,
     value_shares,
 )
-from scoredraw.data_selection.mixture_plan import accuracy_on, plan_mixture
+from scoredraw.data_selection.mixture_plan import (
+    FINALISTS,
+    accuracy_on,
+    candidate_mixtures,
+    final_round,
+    plan_mixture,
+)
 from scoredraw.data_selection.mixture_runs import MixtureRuns, mixture_counts
 from scoredraw.data_selection.projektor import Calibration, Projektor
 from scoredraw.data_selection.simplex import mixture_grid
@@ -304,8 +310,9 @@ def test_a_plan_prefers_the_clean_source(tmp_path) -> None:
     assert plan.shares[0] > 0.5
     assert plan.shares[2] < 0.1
     assert plan.counts.sum() == 500
-    assert plan.gain.value > 0
-    assert plan.transport < plan.even_transport
+    assert set(plan.finalists) == set(FINALISTS)
+    assert plan.finalists[plan.chosen].value == max(e.value for e in plan.finalists.values())
+    assert plan.finalists[plan.chosen].value > plan.finalists["even"].value
     assert plan.slopes.sum() == pytest.approx(0, abs=1e-9)
     assert plan.sizes == (45, 90)
     assert len(plan.calibration.measured) == 6
@@ -319,12 +326,33 @@ def test_a_plan_prefers_the_clean_source(tmp_path) -> None:
     np.testing.assert_array_equal(again.shares, plan.shares)
 
 
+def test_the_final_round_is_decided_by_fresh_trainings(fitted) -> None:
+    candidates = candidate_mixtures(fitted, 300, 60)
+    assert set(candidates) == set(FINALISTS)
+    fitted_at = fitted.predict(candidates["fitted"], 100)
+    assert fitted_at >= fitted.predict(fitted.grid_, 100).max() - 1e-9
+    chosen, found = final_round(fitted, {"worst": np.eye(3)[0], "best": SHARES}, 2)
+    assert chosen == "best"
+    want = 0.5 + 0.05 * np.log(100)
+    assert found["best"].value == pytest.approx(want)
+    assert found["worst"].value == pytest.approx(want - 0.5 * ((SHARES - [1, 0, 0]) ** 2).sum())
+    assert any(name.startswith("final 1") for name in fitted.runs_._results)
+
+
+def test_candidates_without_rows_stay_out_of_the_final_round() -> None:
+    sources, val = world(60)
+    grid = mixture_grid(3, 2)[[1, 3, 4]]
+    model = Projektor(form="ot", ot_rows=20).fit(sources, val, by_counts, (40, 80), grid, repeats=1)
+    _, found = final_round(model, {"corner": np.eye(3)[0], "even": np.full(3, 1 / 3)}, 1)
+    assert set(found) == {"even"}
+    with pytest.raises(InputError, match="sizes: got 80, too many rows for every candidate"):
+        final_round(model, {"corner": np.eye(3)[0]}, 1)
+
+
 def test_notes_say_what_to_doubt() -> None:
     x, y, source, v, yv = table()
     yv = np.array(["zenith", *yv[1:]])
-    plan = plan_mixture(
-        x, y, source, v, yv, n=50_000, grid=3, repeats=1, sizes=(60, 80), link="log_error"
-    )
+    plan = plan_mixture(x, y, source, v, yv, n=50_000, grid=3, repeats=1, sizes=(60, 80))
     said = "\n".join(plan.notes)
     assert "validation classes zenith" in said
     assert "multiplies the error of the measurements" in said
@@ -403,6 +431,22 @@ CALLS = {
     "sizes: got none, and a source of 1 rows": lambda: plan(s=np.r_[S[:-1], ["tiny"]]),
     "repeats: got 0": lambda: plan(repeats=0),
 }  # fmt: skip
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": [[1.0, 0, 0], [0, 1.0, 0]], "sizes": (10, 40)}, "which takes 40 rows"),
+        ({"grid": np.eye(3)[:2]}, "which determine 2 of 3"),
+        ({"val": (np.ones((5, 2)), np.ones(5))}, "Xv: got 2 columns"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_training(options, message) -> None:
+    calls: list[int] = []
+    with pytest.raises(InputError, match=message):
+        fit(function=lambda X, y: calls.append(1) or 0.5, **options)
+    assert not calls
 
 
 @pytest.mark.contract

@@ -20,9 +20,10 @@ from scoredraw.data_selection.representatives import (
     k_center_examples,
     k_means_centers,
     uncertainty,
-    uncertainty_examples,
+    uncertainty_scores,
 )
 from scoredraw.errors import InputError
+from scoredraw.sampling import top_k
 
 pytestmark = pytest.mark.oracle
 
@@ -31,7 +32,6 @@ WRAPPERS = (
     k_center_examples,
     facility_location_examples,
     herding_examples,
-    uncertainty_examples,
 )
 
 
@@ -250,7 +250,7 @@ def test_uncertainty_by_hand() -> None:
 def test_uncertain_examples_lie_at_the_border() -> None:
     x = np.linspace(-1, 1, 200)[:, None]
     for kind in ("entropy", "margin", "least_confident"):
-        draw = uncertainty_examples(x, x[:, 0] > 0.2, size=20, kind=kind)
+        draw = top_k(uncertainty_scores(x, x[:, 0] > 0.2, kind=kind), 20)
         assert np.abs(x[draw.indices, 0] - 0.2).max() < 0.3
 
 
@@ -297,7 +297,7 @@ def test_equal_rows_are_taken_in_order(similarity) -> None:
     assert herding(x, 50).indices.tolist() == list(range(50))
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e8])
+@pytest.mark.parametrize("scale", [1e-60, 1e-8, 1e8, 1e60])
 def test_units_do_not_matter(scale) -> None:
     x = rows(300, 4)
     for kind in KINDS:
@@ -331,9 +331,8 @@ BAD = [
     (lambda: uncertainty([[0.5, 0.6]]), "probabilities: got negative numbers or other sums"),
     (lambda: uncertainty([[np.nan, 1.0]]), "probabilities: got NaN"),
     (lambda: uncertainty([[0.5, 0.5]], "x"), "kind: got 'x'"),
-    (lambda: uncertainty_examples(rows(20, 2), [0] * 20, size=2), "labels: got one class"),
-    (lambda: uncertainty_examples(rows(4, 2), [0, 0, 1, 1], size=2), "features: got 4 rows"),
-    (lambda: uncertainty_examples(rows(20, 2), [0, 1] * 10, size=21), "size: got 21"),
+    (lambda: uncertainty_scores(rows(20, 2), [0] * 20), "labels: got one class"),
+    (lambda: uncertainty_scores(rows(4, 2), [0, 0, 1, 1]), "folds: got 5, want from 2 to the 4"),
 ]
 
 

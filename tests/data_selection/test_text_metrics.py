@@ -37,7 +37,7 @@ def test_a_text_counted_by_hand() -> None:
     assert found["newlines"] == pytest.approx(1 / n)
     assert found["log_length"] == pytest.approx(np.log(9))
     assert found["stop_words"] == pytest.approx(4 / 8)  # the is it no
-    assert found["compressed"] == pytest.approx(len(zlib.compress(TEXT.encode())) / n)
+    assert found["compressibility"] == pytest.approx(1 - len(zlib.compress(TEXT.encode())) / n)
 
 
 def test_rarity_is_read_off_the_column_or_a_reference() -> None:
@@ -60,19 +60,19 @@ def test_letters_of_all_scripts() -> None:
 
 def test_quality_it_can_see() -> None:
     repeated, prose = of("spam " * 50), of("Each of these words differs from what came before it.")
-    assert repeated["compressed"] < prose["compressed"]
+    assert repeated["compressibility"] > prose["compressibility"]
     assert repeated["type_token"] < prose["type_token"]
 
 
-@settings(max_examples=80, deadline=None)
-@given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=5))
 @pytest.mark.property
 def test_any_text_has_finite_metrics_of_its_own(texts: list[str]) -> None:
     texts = [t.encode("utf-8", "ignore").decode() for t in texts]
     rows = text_metrics(texts)
     assert rows.shape == (len(texts), 11)
     assert np.isfinite(rows).all()
-    assert (rows >= 0).all()
+    assert (np.delete(rows, METRICS.index("compressibility"), axis=1) >= 0).all()
     shares = [METRICS.index(m) for m in METRICS if m in (
         "type_token", "long_words", "digits", "symbols", "newlines", "stop_words")]  # fmt: skip
     assert (rows[:, shares] <= 1).all()

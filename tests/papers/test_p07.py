@@ -101,19 +101,18 @@ def test_the_study_with_a_model_that_likes_a_letter(
         "encode",
         lambda texts: np.random.default_rng(0).normal(size=(len(texts), 4)),
     )
-    scale = letter_choices.Scale(intents=3, kept=60, runs=2, uniform_draws=5)
+    runs = ((1, 2), (2, 1), (10, 1))
+    scale = letter_choices.Scale(intents=3, kept=60, runs=runs, uniform_draws=5)
     reports = []
     for _ in range(2):
         report = Report(7, "study", 0)
         letter_choices.add_to(report, scale, 0)
         reports.append(report)
-    assert len(asked) == 2 * (60 - 10) * (1 + 2)  # the second time all comes from the log
+    assert len(asked) == (60 - 10) * (1 + 1 + 2 + 10)  # the second time all comes from the log
     assert reports[0].to_json() == reports[1].to_json()
-    letters, nearer, _ = reports[0].claims
-    assert (letters.verdict, nearer.verdict) == ("holds", "holds")
-    (one, two) = reports[0].figures[0].series
-    assert sum(one.y) == pytest.approx(1)
-    assert sum(one.y[:3]) > sum(two.y[:3]) > 0.3
+    assert [claim.verdict for claim in reports[0].claims[:3]] == ["holds"] * 3
+    one, two, every = (sum(series.y[:3]) for series in reports[0].figures[0].series)
+    assert one > two > every
 
 
 def test_distance_is_the_share_of_picks_that_would_have_to_move() -> None:

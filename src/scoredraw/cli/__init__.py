@@ -1,7 +1,8 @@
 """The command line: `scoredraw VERB KIND INPUT --method NAME`; a file a verb, no maths.
 
 A person's mistakes (`InputError`, a missing extra, a wrong option) end with one line on standard
-error and exit code 2; Ctrl-C ends with 130, SIGTERM with 143. What was being written is then gone,
+error and exit code 2, work that could not go on (`StoppedError`) with 1, Ctrl-C with 130, SIGTERM
+with 143. What was being written is then gone,
 what was finished is kept.
 """
 
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from scoredraw.cli import audit, compare, draw, papers, plan, run, score
-from scoredraw.errors import InputError, MissingExtraError
+from scoredraw.errors import InputError, MissingExtraError, StoppedError
 
 # click's, wherever this version of Typer keeps it
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -82,6 +83,9 @@ def main() -> None:
     except (InputError, MissingExtraError) as error:
         print(f"scoredraw: {error}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as error:
+        print(f"scoredraw: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("scoredraw: interrupted", file=sys.stderr)
         sys.exit(130)

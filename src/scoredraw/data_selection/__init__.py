@@ -1,4 +1,4 @@
-"""Which examples to train on: influence scores, their selection, and repeated random sampling."""
+"""Which examples to train on, which to collect, and how sources should be mixed."""
 
 from scoredraw.lazy import exports
 
@@ -19,5 +19,32 @@ __getattr__, __dir__, __all__ = exports(
         "torch_sampler": "DrawSampler RepeatedRandomSampler RoundSampler BernoulliSubset "
         "epoch_callback install",
         "probe": "score_all",
+        "representatives": "k_center facility_location herding k_means_centers uncertainty",
+        "add_one_in": "add_one_in_examples LLMChooser LogprobChooser QualityDiversity "
+        "label_quality letter_bias",
+        "text_growth": "add_one_in_texts",
+        "inverse_hessian": "inverse_hvp inverse_hessian_product",
+        "influence_on_risk": "influence_on_risk effort_scores mean_gradient_ratio",
+        "coverage_selection": "coverage_select combined_score cluster_select DEALRecSelector",
+        "orthogonal_scores": "ODiSSelector",
+        "principal_scores": "principal_scores PrincipalScores",
+        "text_metrics": "text_metrics",
+        "learning_curves": "fit_learning_curve LearningCurve",
+        "collection_budget": "allocate Allocation",
+        "fixed_allocations": "equal_allocation proportional_allocation uncertainty_allocation",
+        "group_utilities": "group_utility",
+        "adaptive_collection": "AdaptiveSampler",
+        "budget_plan": "plan_budget",
+        "likelihood_displacement": "ches_score predicting_mask last_hidden_similarity "
+        "edit_distance_score likelihood_derivative filter_by_score",
+        "preference_pairs": "score_preference_dataset ches_of_batch DisplacementTracker",
+        "kronecker": "KFACFactors LayerFactors",
+        "gradient_influence": "linear_influence linear_gradient_dots rademacher_projection",
+        "cluster_bandit": "quad_select",
+        "source_transport": "otdd_cost ot_with_source_gradient",
+        "mixture_performance": "MixturePerformanceModel",
+        "size_projection": "project_size",
+        "projektor": "Projektor",
+        "mixture_plan": "plan_mixture",
     },
 )

@@ -215,17 +215,17 @@ class AdaptiveSampler:
         known = isinstance(group, int | np.integer) and 0 <= group < self.groups
         require(known, "group", group, f"0 to {self.groups - 1}")
         sizes = np.atleast_1d(np.asarray(n, np.float64))
-        values = numbers(r, "r", len(sizes)) if np.ndim(r) else numbers([r], "r", len(sizes))
-        precision = sizes if weight is None else numbers(weight, "weight", len(sizes))
-        require(bool((precision >= 0).all()), "weight", "a negative one", "0 or more")
         held = self._effective(self.counts)[group]
         inside = bool((np.isfinite(sizes) & (sizes > 0) & (sizes <= held * (1 + CENT))).all())
         came = f"{sizes.tolist()} for group {group}"
         require(inside, "n", came, f"sizes above 0 and at most the {held:g} that it holds")
+        values = numbers(r if np.ndim(r) else [r], "r", len(sizes))
+        precision = sizes if weight is None else numbers(weight, "weight", len(sizes))
+        require(bool((precision >= 0).all()), "weight", "a negative one", "0 or more")
         now = len(self.state.batches)
         new = [
-            Measurement(int(group), *map(float, row), round=now)
-            for row in zip(sizes, values, precision, strict=True)
+            Measurement(int(group), float(size), float(value), float(w), now)
+            for size, value, w in zip(sizes, values, precision, strict=True)
         ]
         self.state = replace(self.state, measurements=(*self.state.measurements, *new))
 
@@ -270,11 +270,7 @@ class AdaptiveSampler:
         unknown = can & np.array([curve is None for curve in curves])
         if unknown.any():
             return self._smallest(n, unknown)
-        known = [curve for curve in curves if curve is not None]
-        live = can.copy()
-        if len(known) < self.groups:  # one that cannot be bought was never measured
-            live &= np.array([curve is not None for curve in curves])
-        scores = np.where(live, self._scores(curves, n, size), -math.inf)
+        scores = np.where(can, self._scores(curves, n, size), -math.inf)
         g = int(np.argmax(scores))
         worst_first = self.utility.name == "maximin" and self.transfer is None
         if scores[g] > (-math.inf if worst_first else 0.0):
@@ -331,7 +327,9 @@ class AdaptiveSampler:
     def from_state(cls, saved: Mapping[str, Any]) -> AdaptiveSampler:
         """The sampler that `state_dict` describes. Raises InputError where it does not."""
         try:
-            require(saved["version"] == VERSION, "state", f"version {saved['version']}", VERSION)
+            require(
+                saved["version"] == VERSION, "state", f"version {saved['version']}", str(VERSION)
+            )
             settings, state = dict(saved["settings"]), dict(saved["state"])
             settings["pool"] = [math.inf if size is None else size for size in settings["pool"]]
             sampler = cls(n0=state["start"], **settings)
@@ -342,7 +340,7 @@ class AdaptiveSampler:
                 tuple(tuple(batch) for batch in state["batches"]),
                 tuple(Measurement(**one) for one in state["measurements"]),
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
             came = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(f"state: got {came}, want what state_dict returned") from None
         return sampler

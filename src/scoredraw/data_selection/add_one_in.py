@@ -17,16 +17,16 @@ greedy paradigm", EMNLP 2025, arXiv 2503.02359. The prompts' wording is ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scoredraw.data_selection.influence import name_rows, to_numpy
+from scoredraw.data_selection.influence import to_numpy
+from scoredraw.data_selection.out_of_fold import Progress, out_of_fold_probabilities
 from scoredraw.draws import Draw
-from scoredraw.errors import InputError, require
+from scoredraw.errors import require
 from scoredraw.judges import Labels, choice_labels, escape_choices, parse_choice, truncate_evenly
 from scoredraw.models import Message, TransformersModel
 from scoredraw.set_selection import Choice, SelectionLog, UtilityChooser, add_one_in
@@ -49,7 +49,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-Progress = Callable[[int, int], Any]
 Template = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[Message]]
 
 SYSTEM = """\
@@ -292,51 +291,18 @@ def label_quality(
 ) -> Array:
     r"""How well each label fits its example: out-of-fold p(label_i | features_i), (n,) in [0, 1].
 
-    The rows are dealt into folds class by class; the rows of a fold are judged by a logistic
-    regression fitted on the others. A wrong label gets a small number.
-
-    Parameters
-    ----------
-    features : (n, d) finite. labels : (n,) classes of any kind; one that only a single fold holds
-        has probability 0 there.
-    folds : 2 .. n. rng : deals the rows. workers : folds fitted at a time.
-    standardise : columns of mean 0 and deviation 1 first, so that their units don't matter. The
-        regression is penalised (C = 1); on columns that vary little it is less sure of all.
-    progress : called with (folds done, folds).
-
-    Raises
-    ------
-    InputError
-        NaN or infinite features, one class only, as many classes as rows.
-
-    Time: `folds` logistic regressions; memory O(n d). The same for any number of workers.
+    A wrong label gets a small number. Arguments, errors and cost as
+    `out_of_fold.out_of_fold_probabilities`.
 
     >>> x = np.arange(20.0)[:, None]; y = np.arange(20) >= 10; y[3] = True
     >>> int(label_quality(x, y).argmin())
     3
     """
-    x, y = _examples(features, labels)
-    n = len(y)
-    require(2 <= folds <= n, "folds", folds, f"from 2 to the {n} rows")
-    order = np.lexsort((generator(rng).random(n), y))
-    fold = np.empty(n, np.int64)
-    fold[order] = np.arange(n) % folds
-    if standardise:
-        spread = x.std(axis=0)
-        x = (x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    quality = np.zeros(n)
-
-    def judge(f: int) -> None:
-        held = fold == f
-        quality[held] = _label_probability(x[~held], y[~held], x[held], y[held])
-
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1), ThreadPoolExecutor(min(workers or 1, folds)) as pool:
-        for done, _ in enumerate(pool.map(judge, range(folds)), 1):
-            if progress is not None:
-                progress(done, folds)
-    return quality
+    p, y = out_of_fold_probabilities(
+        features, labels, folds=folds, standardise=standardise, rng=rng, workers=workers,
+        progress=progress,
+    )  # fmt: skip
+    return p[np.arange(len(y)), y]
 
 
 def add_one_in_examples(
@@ -348,12 +314,13 @@ def add_one_in_examples(
     context_window: int | None = 10,
     candidate_window: int | None = 10,
     balance: float = 0.5,
+    scores: ArrayLike | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Draw:
     r"""Examples worth training on, chosen one at a time for a plausible label and for being new.
 
-    .. math:: x_t=rg\max_{x\in B_t}	frac12\,q_x+	frac12\,(1-\max_{a\in A_t}\cos(x,a)),
+    .. math:: x_t=\arg\max_{x\in B_t}\tfrac12\,q_x+\tfrac12\,(1-\max_{a\in A_t}\cos(x,a)),
 
     with q from `label_quality`, cosines of the features, and A_t, B_t random windows of the set
     and of the rest. It starts from max(10, size / 100) examples drawn uniformly, at most half.
@@ -364,7 +331,7 @@ def add_one_in_examples(
     size : how many to choose, 1 .. n. rng : the same seed, the same set.
     context_window, candidate_window : how many are compared at a time; None is all. A large
         candidate window drifts towards the most certain examples.
-    balance : the weight of novelty, 0 .. 1.
+    balance : the weight of novelty, 0 .. 1. scores : (n,) qualities where they are known already.
     workers : folds fitted at a time. progress : called with (steps done, steps).
 
     Returns
@@ -389,9 +356,12 @@ def add_one_in_examples(
     require(whole, "size", size, f"a count from 1 to {n}")
     size, random = int(size), generator(rng)
     report = None if progress is None else _both_phases(progress, size)
-    quality = label_quality(
-        features, labels, rng=random, workers=workers, progress=report and report[0]
-    )
+    if scores is None:
+        quality = label_quality(
+            features, labels, rng=random, workers=workers, progress=report and report[0]
+        )
+    else:
+        quality = np.asarray(scores, np.float64)
     grown = add_one_in(
         n,
         size,
@@ -411,34 +381,3 @@ def _both_phases(progress: Progress, size: int) -> tuple[Progress, Progress]:
         lambda done, folds: progress(done * size // folds, 2 * size),
         lambda done, _: progress(size + done, 2 * size),
     )
-
-
-def _label_probability(x: Array, y: Index, held_x: Array, held_y: Index) -> Array:
-    from sklearn.linear_model import LogisticRegression
-
-    classes = np.unique(y)
-    if len(classes) == 1:
-        return (held_y == classes[0]).astype(np.float64)
-    model = LogisticRegression(max_iter=1000).fit(x, y)
-    column = np.searchsorted(classes, held_y)
-    known = classes[np.minimum(column, len(classes) - 1)] == held_y
-    found = model.predict_proba(held_x)[np.arange(len(held_y)), np.where(known, column, 0)]
-    return np.where(known, found, 0.0)
-
-
-def _examples(features: ArrayLike, labels: ArrayLike) -> tuple[Array, Index]:
-    """Features float64 (n, d), labels as 0 .. C - 1."""
-    x, y = to_numpy(features), to_numpy(labels)
-    shape_ok = x.ndim == 2 and x.size > 0 and x.dtype.kind in "fiub"
-    require(shape_ok, "features", f"{x.dtype} {x.shape}", "numbers (n, d)")
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if bad.size:
-        raise InputError(f"features: got NaN or infinity in {name_rows(bad)}, want finite numbers")
-    require(y.shape == (len(x),), "labels", f"shape {y.shape}", f"({len(x)},), one a row")
-    missing = y.dtype.kind == "f" and bool(np.isnan(y).any())
-    require(not missing, "labels", "NaN", "a class for each row")
-    classes, index = np.unique(y, return_inverse=True)
-    require(len(classes) >= 2, "labels", "one class", "two or more")
-    few = f"{len(classes)} classes in {len(y)} rows"
-    require(len(classes) < len(y), "labels", few, "class labels, fewer classes than rows")
-    return x.astype(np.float64), index.astype(np.int64)

@@ -124,7 +124,7 @@ def plan_budget(
     utility: UtilityLike = "sum",
     family: Family = "root",
     batch: int | None = None,
-    explore: float = 0.1,
+    explore: float | None = None,
     fit: Mapping[str, Any] | None = None,
     floor: float | None = 1e-3,
     includes_held: bool = False,
@@ -145,7 +145,7 @@ def plan_budget(
         "root" takes one row a group or more and performances of at most 1, "power" is shrunk to
         c = 1/2 unless `fit` says otherwise.
     batch : examples a round, a twentieth of what the money buys by default. explore : share of a
-        round that every group gets.
+        round that every group gets; a tenth, or half of 1/G where that is less, by default.
     resamples : disturbed plans behind the intervals; 0 for none. Noise is `se` where there is one;
         else σ / √n with σ from the residuals of the curves; else, where every group is measured
         once, that of a share, √(r (1 - r) / n). level : of the intervals.
@@ -174,6 +174,7 @@ def plan_budget(
     require(family in FAMILIES, "family", repr(family), ", ".join(FAMILIES))
     require(resamples >= 0, "resamples", resamples, "0 or more")
     check_level(level)
+    require(math.isfinite(budget), "budget", budget, "a finite amount")
     data = read_measurements(table)
     options = dict(fit or {})
     if family == "power" and not {"known", "shrink"} & options.keys():
@@ -184,7 +185,8 @@ def plan_budget(
     size = _batch_size(data, money) if batch is None else batch
     least = size * float(data.cost.min()) + float(budget) - money
     require(money >= size * float(data.cost.min()), "budget", budget, f"{least:g}, a batch's cost")
-    planner = _Planner(data, money + paid, utility, family, options, size, explore, floor)
+    share = min(0.1, 0.5 / len(data.names)) if explore is None else explore
+    planner = _Planner(data, money + paid, utility, family, options, size, share, floor)
     curves, asked = planner.curves(data), planner.ask(data)
     whole, rules = planner.spend(curves), _alternatives(data, money + paid)
     start = _performance(curves, data.held)
@@ -431,8 +433,9 @@ def curve_figure(plan: BudgetPlan) -> Figure:
         own = own[np.argsort(data.n[own], kind="stable")]
         last = max(int(plan.counts[g]), int(plan.held[g]) + 1)
         n = np.geomspace(float(data.n[own[0]]), last, GRID)
-        series.append(Series(name, n, curve.predict(n)))
-        series.append(Series(f"{name}, measured", data.n[own], data.r[own], baseline=True))
+        series.append(Series(name, n.tolist(), curve.predict(n).tolist()))
+        points = data.n[own].tolist(), data.r[own].tolist()
+        series.append(Series(f"{name}, measured", *points, baseline=True))
     caption = "Each curve ends at the planned number of examples."
     title = "Learning curves"
     return Figure("line", title, "examples", "performance", series, log_x=True, caption=caption)
@@ -440,10 +443,11 @@ def curve_figure(plan: BudgetPlan) -> Figure:
 
 def allocation_figure(plan: BudgetPlan) -> Figure:
     """Examples by group: held, planned, and by the rules that look at no curve."""
-    low, high = (None, None) if plan.count_ends is None else plan.count_ends
+    low, high = [None, None] if plan.count_ends is None else plan.count_ends.tolist()
     series = [
-        Series("held", plan.names, plan.held, baseline=True),
-        Series("plan", plan.names, plan.counts, low, high),
+        Series("held", plan.names, plan.held.tolist(), baseline=True),
+        Series("plan", plan.names, plan.counts.tolist(), low, high),
     ]
-    series += [Series(name, plan.names, counts) for name, counts in plan.alternatives.items()]
+    for name, counts in plan.alternatives.items():
+        series.append(Series(name, plan.names, counts.tolist()))
     return Figure("bar", "Examples of each group", "", "examples", series)

@@ -95,6 +95,7 @@ def quad_select(
     tau: float = 0.0,
     gamma: float | None = None,
     distances: ArrayLike | None = None,
+    centres: ArrayLike | None = None,
     alpha: float = 1.0,
     scale: float | Literal["auto"] = "auto",
     within: Within = "block",
@@ -121,9 +122,9 @@ def quad_select(
         sweep of accepted pulls uses the budget up, alpha has nothing to decide.
     B : clusters a round, chosen together.
     tau : rewards have to exceed it. Rejected rows stay in the pool, at the end of their cluster.
-    gamma, distances : with both, a pull also counts for the clusters nearer than gamma;
-        distances (C, C) between the clusters in sorted order of their labels, symmetric, or their
-        centres (C, k). `neighbours=False` ignores them.
+    gamma : a pull also counts for the clusters nearer than this, by `distances` (C, C), symmetric,
+        or `centres` (C, k), whose distances are never held as a matrix; both in the sorted order of
+        the labels. `neighbours=False` ignores them.
     alpha, scale : exploration, as in `bandits.ClusterUCB`; "auto" is the standard deviation of
         the rewards. plus_one, unpulled_first: conventions of the released code, as there.
     within : "block" takes a block whole; "threshold" looks at all of it and takes the rows above
@@ -140,7 +141,7 @@ def quad_select(
 
     Raises InputError on an empty pool, sizes below one, alpha < 0, gamma <= 0, distances that do
     not fit or are not symmetric, an influence function that returns another shape, a log of
-    another run. Time O(n log n + pulls · (C + samples)), memory O(n).
+    another run. Sequential. Time O(n log n + pulls · (C + samples)), memory O(n).
 
     Zhang et al., 2025, arXiv:2409.16986.
 
@@ -162,7 +163,7 @@ def quad_select(
     require(not math.isnan(tau), "tau", tau, "a number")
     policy = ClusterUCB(
         C, alpha, scale, plus_one=plus_one, unpulled_first=unpulled_first,
-        weights=_neighbours(C, distances, gamma, neighbours),
+        weights=_neighbours(C, distances, centres, gamma, neighbours),
         threshold=tau if math.isfinite(tau) else 0.0,
     )  # fmt: skip
     if block is None:
@@ -291,7 +292,7 @@ class _Run:
         full, chosen = False, sample[:0]
         if reward > self.tau:
             offered, used = self._offer(left)
-            if not np.isfinite(self.look.values[offered]).all():
+            if not np.isfinite(self.look.values[left]).all():  # rows not looked at hold 0
                 return self._unusable(arm, label)
             chosen = offered[np.cumsum(self.price[offered]) <= self.budget - self.spent + 1e-9]
             full = len(chosen) < len(offered)
@@ -370,18 +371,24 @@ def _prices(costs: ArrayLike | None, n: int) -> Float:
 
 
 def _neighbours(
-    C: int, distances: ArrayLike | None, gamma: float | None, neighbours: bool | None
+    C: int,
+    distances: ArrayLike | None,
+    centres: ArrayLike | None,
+    gamma: float | None,
+    neighbours: bool | None,
 ) -> Any:
+    """The weights of neighbours, or None where nothing is asked for."""
     require(gamma is None or gamma > 0, "gamma", gamma, "a positive distance")
-    both = distances is not None and gamma is not None
-    require(not neighbours or both, "neighbours", "True without both", "distances and gamma")
-    require(both or distances is None or neighbours is False, "gamma", gamma, "a radius")
-    require(both or gamma is None or neighbours is False, "distances", None, "distances for gamma")
-    if not both or neighbours is False:
+    one = distances is None or centres is None
+    require(one, "centres", "centres and distances", "one of them")
+    given, of = (distances, "distances") if centres is None else (centres, "points")
+    if neighbours is False or (given is None and gamma is None and neighbours is None):
         return None
-    places = np.asarray(to_numpy(distances), dtype=np.float64)
-    require(places.ndim == 2 and len(places) == C, "distances", f"shape {places.shape}",
-            f"a row for each of the {C} clusters")  # fmt: skip
+    require(given is not None, "distances", None, "distances or centres for neighbours")
+    require(gamma is not None, "gamma", None, "a radius for neighbours")
+    places = np.asarray(to_numpy(given), dtype=np.float64)
+    name = "distances" if of == "distances" else "centres"
+    fits = places.ndim == 2 and len(places) == C
+    require(fits, name, f"shape {places.shape}", f"a row for each of the {C} clusters")
     assert gamma is not None
-    of = "distances" if places.shape[1] == C else "points"
     return neighbour_weights(places, gamma, of=of)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -148,7 +149,8 @@ def allocate(
     kind = task.utility
     if method == "kkt" or (method == "exact" and kind.name != "maximin"):
         require(kind.separable, "method", f"{method} for {kind.name}", "greedy")
-        require(transfer is None, "method", f"{method} with transfer", "greedy")
+    alone = method == "greedy" or transfer is None
+    require(alone, "method", f"{method} with transfer", "greedy")
     start = np.zeros(task.groups, np.int64)
     if method == "kkt":
         smooth, _ = _stationary(task)
@@ -170,9 +172,10 @@ def marginal_utilities(
     now: (G,) performances. then: (G,) what each group would have after a batch of its own, or
     (G, G) whose row g is everybody's after a batch for g. price: (G,) s c_g. -> (G,)
 
-    >>> marginal_utilities(group_utility("sum", 2), [0.5, 0.7], [0.6, 0.9], [1, 4]).round(6).tolist()
+    >>> mean = group_utility("sum", 2)
+    >>> marginal_utilities(mean, [0.5, 0.7], [0.6, 0.9], [1, 4]).round(6).tolist()
     [0.05, 0.025]
-    """  # noqa: E501
+    """
     before, after, cost = (np.asarray(one, np.float64) for one in (now, then, price))
     if after.ndim == 1:
         if utility.name == "maximin":
@@ -201,8 +204,8 @@ def continuous_allocation(
 
     Sizes at n0 or at the pool may leave the equation on that side. Arguments and errors as in
     `allocate`; weighted sums only. Curves without a `slope` method are differenced.
-    -> n float64 (G,), λ in utility per unit of cost. Bisection on λ, and inside it on all sizes
-    at once: 60 x 60 evaluations of each curve.
+    -> n float64 (G,), λ in utility per unit of cost. A root in log λ, and for each λ a bisection of
+    all sizes at once: some 1,000 evaluations of each curve.
 
     >>> root = [lambda n: 1 - n**-0.5, lambda n: 1 - 8 * n**-0.5]
     >>> continuous_allocation(root, [1, 1], 100, n0=1)[0].round(6).tolist()
@@ -229,7 +232,6 @@ class _Task:
     pool: Float
     most: Int
     transfer: Float | None
-    table: Float  # (G, K + 2) performance after k batches, NaN beyond `most`; empty with transfer
 
     @classmethod
     def of(
@@ -250,19 +252,25 @@ class _Task:
         money = budget * (1 + CENT) - float(price @ held)
         most = np.floor(np.minimum(money / (price * step), rest / step)).astype(np.int64)
         kind = group_utility(utility, groups, weights, floor)
-        table, shared = np.empty((0, 0)), None
-        if transfer is None:
-            table = _performances(curves, held, step, most)
-        else:
+        shared = None
+        if transfer is not None:
             shared = np.asarray(transfer, np.float64)
             good = shared.shape == (groups, groups) and bool((shared >= 0).all())
             wanted = f"({groups}, {groups}) numbers, 0 or more"
             require(good, "transfer", f"shape {shared.shape}", wanted)
-        task = cls(
-            curves, price, float(budget), kind, held, int(step), exists, most, shared, table
-        )  # fmt: skip
-        kind.value(task.performance(np.zeros(groups, np.int64)))  # raises outside its domain
+        task = cls(curves, price, float(budget), kind, held, int(step), exists, most, shared)
+        start = held if shared is None else held @ shared.T
+        kind.value(_rates(curves, start))  # raises outside its domain
         return task
+
+    @cached_property
+    def table(self) -> Float:
+        """Performance after k batches, (G, max(most) + 2), NaN beyond what each can have."""
+        table = np.full((self.groups, int(self.most.max()) + 2), math.nan)
+        for g, curve in enumerate(self.curves):
+            sizes = self.n0[g] + self.step * np.arange(self.most[g] + 1, dtype=np.float64)
+            table[g, : len(sizes)] = _rate(curve, sizes, g)
+        return table
 
     @property
     def groups(self) -> int:
@@ -305,14 +313,6 @@ class _Task:
             float(self.utility.value(performance)), performance, order,
             self.n0.astype(np.int64), self.step,
         )  # fmt: skip
-
-
-def _performances(curves: Sequence[Curve], held: Float, step: int, most: Int) -> Float:
-    table = np.full((len(curves), int(most.max()) + 2), math.nan)
-    for g, curve in enumerate(curves):
-        sizes = held[g] + step * np.arange(most[g] + 1, dtype=np.float64)
-        table[g, : len(sizes)] = _rate(curve, sizes, g)
-    return table
 
 
 def _rates(curves: Sequence[Curve], n: Float) -> Float:
@@ -409,7 +409,9 @@ def _fill(lacks: Float, price: Float, money: float, rate: float, slack: float, w
 
 
 def _stationary(task: _Task) -> tuple[Float, float]:
-    """Sizes whose marginal utility per cost is one λ, by bisection on log λ."""
+    """Sizes whose marginal utility per cost is one λ: a root in log λ, sizes by bisection."""
+    from scipy.optimize import brentq
+
     money = task.budget - float(task.costs @ task.n0)
     low, high = task.n0, np.minimum(task.pool, task.n0 + money / task.costs)
 
@@ -430,15 +432,20 @@ def _stationary(task: _Task) -> tuple[Float, float]:
     least, most = marginal(high), marginal(low)
     if float(task.costs @ high) <= task.budget:  # the pools end before the money does
         return high, float(least.min())
+
+    def overspent(log_price: float) -> float:
+        return float(task.costs @ sizes(math.exp(log_price))) - task.budget
+
     bottom = math.log(max(float(least.min()), 1e-300))
     top = math.log(min(max(float(most.max()), 1e-300), 1e300)) + CENT
-    for _ in range(HALVINGS):
-        middle = (bottom + top) / 2
-        if float(task.costs @ sizes(math.exp(middle))) > task.budget:
-            bottom = middle
-        else:
-            top = middle
-    return sizes(math.exp(top)), math.exp(top)
+    if overspent(top) >= 0 or overspent(bottom) <= 0:  # no money, or curves that have ended
+        best = top if overspent(top) >= 0 else bottom
+        return sizes(math.exp(best)), math.exp(best)
+    root = float(brentq(overspent, bottom, top, xtol=1e-14, rtol=1e-15))
+    over = CENT * task.budget
+    raised = (root + up for up in (0.0, 1e-13, 1e-11, 1e-9))  # past the corner of a broken line
+    best = next((at for at in raised if overspent(at) <= over), top)
+    return sizes(math.exp(best)), math.exp(best)
 
 
 def _slope(curve: Curve, n: float) -> float:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scoredraw import sampling
 from scoredraw.data_selection.influence import Array, require_finite, to_numpy
+from scoredraw.data_selection.influence_on_risk import effort_scores, influence_on_risk
 from scoredraw.data_selection.softmax_surrogate import fit_softmax, softmax_influence
 from scoredraw.draws import Draw
 from scoredraw.errors import InputError, require
@@ -300,8 +301,6 @@ class DEALRecSelector:
         `effort_scores` (``{"params": "lora_last"}``). Raises InputError as these do, and where
         the two saw different numbers of examples.
         """
-        from scoredraw.data_selection.influence_on_risk import effort_scores, influence_on_risk
-
         gain = influence_on_risk((surrogate, data), **(influence or {}))
         return self.fit(gain, effort_scores(model, batches, **(effort or {})))
 
@@ -370,23 +369,27 @@ def dealrec_examples(
     effort_weight: float = 0.5,
     hard_prune: float = 0.1,
     n_groups: int = 50,
+    scores: ArrayLike | None = None,
     rng: Rng = 0,
     progress: Progress | None = None,
 ) -> Draw:
     """Draw rows of a table by DEALRec: `dealrec_scores`, then `coverage_select`.
 
     Exactly `size` rows, weights one: the hard prune never drops so many that fewer are left.
-    Arguments, errors and cost as these two. Lin et al., 2024, arXiv:2401.17197.
+    scores: (n,) where they are known already. Other arguments, errors and cost as these two.
+    Lin et al., 2024, arXiv:2401.17197.
 
     >>> x = np.random.default_rng(0).normal(size=(80, 3))
     >>> len(dealrec_examples(x, x[:, 0] > 0, size=8))
     8
     """
-    _check_draw(size, len(to_numpy(features)), hard_prune, n_groups)
-    scores = dealrec_scores(
-        features, labels, effort_weight=effort_weight, rng=rng, progress=progress
-    )
-    return _table_draw(scores, size, hard_prune, n_groups, rng, "DEALRec")
+    n = len(to_numpy(features))
+    _check_draw(size, n, hard_prune, n_groups)
+    if scores is None:
+        scores = dealrec_scores(
+            features, labels, effort_weight=effort_weight, rng=rng, progress=progress
+        )
+    return _table_draw(scores, n, size, hard_prune, n_groups, rng, "DEALRec")
 
 
 def ccs_examples(
@@ -396,14 +399,14 @@ def ccs_examples(
     size: int,
     hard_prune: float = 0.1,
     n_groups: int = 50,
+    scores: ArrayLike | None = None,
     rng: Rng = 0,
     progress: Progress | None = None,
-    probe_scores: Mapping[str, ArrayLike] | None = None,
 ) -> Draw:
     """Draw rows of a table by CCS: EL2N of a probe (`probe.score_el2n`), then `coverage_select`.
 
     Exactly `size` rows, weights one: the hard prune never drops so many that fewer are left.
-    probe_scores: {"el2n": (n,)} where the score is known already. Errors and cost as these two.
+    scores: (n,) where they are known already. Errors and cost as these two.
     Zheng et al., 2023, arXiv:2210.15809.
 
     >>> x = np.random.default_rng(0).normal(size=(80, 3))
@@ -414,12 +417,9 @@ def ccs_examples(
 
     n = len(to_numpy(features))
     _check_draw(size, n, hard_prune, n_groups)
-    known = (probe_scores or {}).get("el2n")
-    if known is None:
-        known = score_el2n(features, labels, rng=rng, progress=progress)
-    scores = _column("probe_scores", known)
-    require(len(scores) == n, "probe_scores", f"{len(scores)} values", f"{n}, one a row")
-    return _table_draw(scores, size, hard_prune, n_groups, rng, "CCS")
+    if scores is None:
+        scores = score_el2n(features, labels, rng=rng, progress=progress)
+    return _table_draw(scores, n, size, hard_prune, n_groups, rng, "CCS")
 
 
 def _probe_effort(x: Array, y: Index, rng: Rng) -> Array:
@@ -441,10 +441,10 @@ def _check_draw(size: int, n: int, hard_prune: float, n_groups: int) -> None:
 
 
 def _table_draw(
-    scores: Array, size: int, hard_prune: float, n_groups: int, rng: Rng, method: str
+    scores: ArrayLike, n: int, size: int, hard_prune: float, n_groups: int, rng: Rng, method: str
 ) -> Draw:
-    from dataclasses import replace
-
-    prune = min(hard_prune, (len(scores) - size) / len(scores))
-    chosen = coverage_select(scores, size, n_groups=n_groups, hard_prune=prune, rng=rng)
+    values = _column("scores", scores)
+    require(len(values) == n, "scores", f"{len(values)} values", f"{n}, one a row")
+    prune = min(hard_prune, (n - size) / n)
+    chosen = coverage_select(values, size, n_groups=n_groups, hard_prune=prune, rng=rng)
     return replace(chosen.draw, method=method)

@@ -28,7 +28,8 @@ Progress = Callable[[int, int], None]
 TIE = 1e-10  # gains that differ by less than this share of c are equal: the first row is taken
 ROWS = 64  # candidates looked at together, or fewer
 CELLS, LEAST = 2_000_000, 16  # distances held at a time, and rows of them
-PAIRS = 128
+PAIRS = 128  # pairs listed, per row: at most this, or d if that is more
+SAME = 1e-13  # squared distances below this are rounding: the rows are the same
 SAMPLE = 256  # rows that tell how many pairs there would be
 
 
@@ -36,8 +37,9 @@ class Distances:
     """d(i, j) of any rows i to all j, from one matrix product.
 
     "cosine": (1 - cos) / 2, c = 1; "sqeuclidean": |x - y|^2; "euclidean": |x - y|; "rbf":
-    1 - exp(-gamma |x - y|^2), c = 1. For the two in the middle c is the (squared) diameter of the
-    ball around the mean, which no distance exceeds; picks do not depend on c.
+    1 - exp(-gamma |x - y|^2), c = 1. For the two in the middle lengths are in units of the largest
+    distance from the mean, and c is the (squared) diameter of that ball, which no distance
+    exceeds; picks do not depend on c. In the rows' own units d and c are `unit` times as much.
 
     The two that are linear in the product also come in float32, good enough for bounds: `slack[j]`
     is the most by which a sum over i of such distances, clipped or not, can be off.
@@ -46,25 +48,24 @@ class Distances:
     def __init__(self, x: Array, similarity: str, gamma: float | None) -> None:
         if similarity == "cosine":
             x = x / np.sqrt(np.square(x).sum(axis=1, keepdims=True))
-        x = x - x.mean(axis=0)
-        squares = np.square(x).sum(axis=1)
-        ones = np.ones_like(squares)
+        x, length = centred(x)
+        squares, ones = np.square(x).sum(axis=1), np.ones(len(x))
         self.similarity, self.n, self.width = similarity, len(x), x.shape[1]
-        self.gamma = gamma if gamma is not None else 1 / max(2 * squares.mean(), 1e-300)
-        factor = 0.25 if similarity == "cosine" else 1.0
+        self.c = {"cosine": 1.0, "rbf": 1.0, "sqeuclidean": 4.0, "euclidean": 2.0}[similarity]
+        self.unit = {"sqeuclidean": length**2, "euclidean": length}.get(similarity, 1.0)
+        typical = 1 / max(2 * squares.mean(), 1e-300)
+        self.gamma = typical if gamma is None else gamma * length**2
+        factor = length**2 / 4 if similarity == "cosine" else 1.0
         self.left = factor * np.column_stack([-2 * x, ones, squares])
         self.right = np.column_stack([x, squares, ones])
-        self.nothing = 1e-13 * float(squares.max())  # rounding: rows so close are the same
-        reach = 4 * float(squares.max())
-        self.c = {"cosine": 1.0, "rbf": 1.0, "sqeuclidean": reach}.get(similarity, reach**0.5)
         self.step = min(len(x), max(LEAST, CELLS // len(x)))
         self.room = np.empty(self.step * len(x))
         self.linear = self.roughly = similarity in ("cosine", "sqeuclidean")
         self.slack = np.zeros(len(x))
         if self.linear:
             self.single = self.left.astype(np.float32), self.right.astype(np.float32)
-            length = np.sqrt(squares)
-            whole = len(x) * squares + 2 * length * length.sum() + squares.sum()
+            lengths = np.sqrt(squares)
+            whole = len(x) * squares + 2 * lengths * lengths.sum() + squares.sum()
             self.slack = factor * (self.width + 10) * 2.0**-24 * whole  # (|x_i| + |x_j|)^2
 
     def rows(self, rows: Any, *, rough: bool = False) -> NDArray[Any]:
@@ -73,7 +74,7 @@ class Distances:
             return self._product(*self.single, rows)
         d = self._product(self.left, self.right, rows)
         if not self.linear:
-            d[d < self.nothing] = 0.0
+            d[d < SAME] = 0.0
         if self.similarity == "euclidean":
             np.sqrt(d, out=d)
         elif self.similarity == "rbf":
@@ -98,6 +99,15 @@ class Distances:
 
     def blocks(self) -> Iterator[slice]:
         return (slice(at, min(at + self.step, self.n)) for at in range(0, self.n, self.step))
+
+
+def centred(x: Array) -> tuple[Array, float]:
+    """Rows about their mean, the longest of length one, and its length before (1 for zeros)."""
+    scale = float(np.abs(x).max()) or 1.0
+    x = x / scale  # so that nothing overflows
+    x -= x.mean(axis=0)
+    length = float(np.sqrt(np.square(x).sum(axis=1).max())) or 1.0
+    return x / length, length * scale
 
 
 class Greedy:
@@ -246,15 +256,12 @@ def stochastic(
     """
     state = Greedy(distances, size, progress)
     n = distances.n
-    left = rng.permutation(n)
+    left, alone = rng.permutation(n), n * distances.c - distances.totals()
     share = max(1, int(np.ceil(n / size * np.log(1 / epsilon))))
     for _ in range(size):
         places = rng.choice(len(left), min(share, len(left)), replace=False)
         rows = np.sort(left[places])
-        if state.picks:
-            values = state.gains_of(rows)
-        else:
-            values = n * distances.c - distances.totals()[rows]
+        values = state.gains_of(rows) if state.picks else alone[rows]
         best = first_best(values, TIE * distances.c)
         left = left[left != rows[best]]
         state.take_dense(int(rows[best]), float(values[best]))

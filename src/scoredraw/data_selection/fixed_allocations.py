@@ -29,7 +29,7 @@ def equal_allocation(
     """As many examples of each group: n_g = B / Σ c, float64 (G,).
 
     A group that holds more than that keeps it (n0), one whose pool ends before gets it all, and
-    the others share the rest. Raises InputError as `allocate`.
+    the others share the rest. Raises InputError as `allocate`. O(G²) time, as the rules below.
 
     >>> equal_allocation([1, 2, 3], 60).tolist()
     [10.0, 10.0, 10.0]
@@ -48,7 +48,8 @@ def proportional_allocation(
 ) -> Float:
     """In proportion to the groups' shares of the population: n_g = s_g B / Σ s c, float64 (G,).
 
-    It is what collecting whoever comes does on average. shares: (G,) 0 or more, on any scale.
+    It is what collecting whoever comes does on average. shares: (G,) 0 or more, on any scale; a
+    single one above 0 collects that group alone.
     inverse: in proportion to 1 / s_g. n0 and pool as in `equal_allocation`. Raises InputError.
 
     >>> proportional_allocation([3, 1], [1, 1], 100).tolist()

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from scoredraw.arrays import on_host
 from scoredraw.data_selection.evaluation import Forward
 from scoredraw.data_selection.gradients import _outer_square
 from scoredraw.data_selection.linear_traces import Loss, TraceReader
@@ -88,7 +89,8 @@ def linear_influence(
     require(came == sorted(have), "preconditioned", f"layers {', '.join(came)}", ", ".join(have))
     values, seen = [], 0
     for size, traces in reader.read(batches):
-        total, square = 0.0, 0.0
+        total: Any = 0.0
+        square: Any = 0.0
         for name, (a, delta, _) in traces.items():
             P = preconditioned[name].to(a)
             total = total + _contract(a, delta, P)
@@ -150,7 +152,7 @@ def influence(ihvp: Any, gradients: Any, *, normalize: bool = True) -> Float:
 
 
 def _numbers(x: Any) -> Float:
-    return np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64)
+    return np.asarray(on_host(x), dtype=np.float64)
 
 
 def _rows(x: Any, many: bool = False) -> Float:

@@ -19,9 +19,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from scoredraw import sampling
+from scoredraw.data_selection.score_lists import gumbel_keys, select
 from scoredraw.draws import Draw
 from scoredraw.errors import require
 from scoredraw.uniforms import Rng
@@ -64,15 +65,17 @@ def importance_log_weights(
 def importance_resample(
     texts: Sequence[str],
     target: Sequence[str],
-    size: int,
+    size: float,
     *,
+    tokens: ArrayLike | None = None,
     buckets: int = 10_000,
     smoothing: float = 1.0,
     rng: Rng = 0,
 ) -> Draw:
     """`size` texts drawn without replacement with chances ∝ w: DSIR.
 
-    Weights one, as a learner sees them. Errors and cost as `importance_log_weights`, and a size
+    With tokens (n,), `size` is a budget of them, and drawing ends once it is spent. Weights one, as
+    a learner sees them. Errors and cost as `importance_log_weights`, and a size
     outside the pool. Row-local, given the shares of the two sides.
 
     >>> pool = ["red wine"] * 5 + ["blue sky"] * 5
@@ -81,7 +84,10 @@ def importance_resample(
     True
     """
     log_w = importance_log_weights(texts, target, buckets=buckets, smoothing=smoothing)
-    draw = sampling.exponential_keys(log_w, size, log=True, rng=rng)
+    if tokens is None:
+        draw = sampling.exponential_keys(log_w, int(size), log=True, rng=rng)
+    else:
+        draw = select(gumbel_keys(log_w, rng)[:, None], size, tokens=tokens).draw
     return replace(
         draw, weights=np.ones(len(draw)), inclusion=None, unbiased=False, method="dsir",
         info={"design": None},

@@ -123,7 +123,8 @@ def relative_length(mean: Array, lengths: Array) -> float:
     return float(np.linalg.norm(mean)) / typical if typical > 0 else 0.0
 
 
-def _warn_if_vanishing(ratio: float) -> None:
+def warn_if_vanishing(ratio: float) -> None:
+    """Say that influence on a risk is noise where the risk's own gradient is."""
     if ratio < VANISHING:
         message = (
             f"target: the mean gradient is {ratio:.1e} of a gradient, the model minimises this "
@@ -144,7 +145,7 @@ def _target_gradient(target: Any, gradients: Array) -> Array:
     if isinstance(target, str):
         require(target == "train", "target", repr(target), "'train' or gradients")
         v: Array = gradients.mean(axis=0)
-        _warn_if_vanishing(relative_length(v, np.linalg.norm(gradients, axis=1)))
+        warn_if_vanishing(relative_length(v, np.linalg.norm(gradients, axis=1)))
         return v
     given = np.atleast_2d(to_numpy(target).astype(np.float64))
     m = gradients.shape[1]
@@ -182,14 +183,14 @@ class _ModelRisk:
         """v as a vector over the chosen parameters, in and out."""
         import torch
 
-        from scoredraw.data_selection.evaluation import evaluating, model_outputs, on_model_device
+        from scoredraw.data_selection.evaluation import evaluating, on_model_device
         from scoredraw.data_selection.gradients import _matches
 
         criterion = self.loss or torch.nn.functional.cross_entropy
         data = tuple(on_model_device(self.model, part) for part in self.data)
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
         chosen = {k: p for k, p in weights.items() if _matches(k, self.parameters)}
-        whole = _through_a_module(self.model, lambda model, x: model_outputs(model, x, None))
+        whole = _outputs_of(self.model)
 
         def risk(moving: dict[str, Any], rows: Any) -> Any:
             x, y = _rows_of(data, rows)
@@ -205,9 +206,11 @@ class _ModelRisk:
         return torch.cat([part.flatten() for part in found.values()])
 
 
-def _through_a_module(model: Any, call: Callable[[Any, Any], Any]) -> Any:
-    """`functional_call` swaps weights only for calls through a module."""
+def _outputs_of(model: Any) -> Any:
+    """The model within a module: `functional_call` swaps weights only for calls through one."""
     from torch import nn
+
+    from scoredraw.data_selection.evaluation import model_outputs
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -215,7 +218,7 @@ def _through_a_module(model: Any, call: Callable[[Any, Any], Any]) -> Any:
             self.model = model
 
         def forward(self, x: Any) -> Any:
-            return call(self.model, x)
+            return model_outputs(self.model, x, None)
 
     return Whole()
 
@@ -229,7 +232,7 @@ def _influence_of_model(risk: _ModelRisk, target: Any, **options: Any) -> Array:
     require_finite("source", np.concatenate(lengths))
     if isinstance(target, str):
         require(target == "train", "target", repr(target), "'train' or (inputs, labels)")
-        _warn_if_vanishing(relative_length(v.cpu().double().numpy(), np.concatenate(lengths)))
+        warn_if_vanishing(relative_length(v.cpu().double().numpy(), np.concatenate(lengths)))
     else:
         pair = isinstance(target, tuple) and len(target) == 2 and len(target[1]) > 0
         require(pair, "target", type(target).__name__, "'train' or (inputs, labels) of some rows")
@@ -284,8 +287,8 @@ def effort_scores(
 
     Returns
     -------
-    (n,) float64. Raises InputError on parameters that match nothing, no LoRA, gradients that are
-    not finite (an example without a labelled token), no batches.
+    (n,) float64. Raises InputError on parameters that match nothing, no LoRA, no batches, an
+    example without a labelled token, gradients that are not finite.
 
     Linear layers (LoRA's are) take one forward and backward pass a batch and form no gradient;
     anything else runs under `vmap`, which the model must bear. Row-local given the model.
@@ -306,12 +309,12 @@ def effort_scores(
     known = ", ".join(k for k, _ in model.named_parameters())[:300]
     require(bool(chosen), "params", repr(params), f"names among {known}")
     layers = None if loss is not None else _linear_layers_of(model, chosen)
-    scores = []
+    scores: list[Array] = []
     for batch in batches:
         inputs, labels = split_batch(batch)
         if labels.ndim > 1 and loss is None:
             empty = np.flatnonzero(to_numpy((labels[:, 1:] == -100).all(dim=1)))
-            came = f"no labelled token in {name_rows(empty + sum(map(len, scores)))}"
+            came = f"no labelled token in {name_rows(empty + sum(len(part) for part in scores))}"
             require(len(empty) == 0, "labels", came, "one or more after the first")
         if layers is not None:
             each = _token_losses if labels.ndim > 1 else None
@@ -382,11 +385,3 @@ def _token_losses(outputs: Any, labels: Any) -> Any:
 
 def _token_losses_sum(outputs: Any, labels: Any) -> Any:
     return _token_losses(outputs, labels).sum()
-
-
-__all__ = [
-    "effort_scores",
-    "influence_on_risk",
-    "lora_last",
-    "mean_gradient_ratio",
-]

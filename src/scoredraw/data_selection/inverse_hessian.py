@@ -341,6 +341,3 @@ def _lissa(product: Callable[[Any], Any], v: Any, how: Options) -> Any:
                     require(length <= limit, "scale", came, wanted)
             total = total + h
     return total / how.repeats
-
-
-__all__ = ["Options", "Solver", "inverse_hessian_product", "inverse_hvp"]

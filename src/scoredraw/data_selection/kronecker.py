@@ -326,7 +326,7 @@ def _covariances(
     for size, traces in reader.read(loader):
         examples += size
         for name, trace in traces.items():
-            parts = (second_moment(trace.inputs), second_moment(trace.deltas), trace.count)
+            parts = (second_moment(trace.inputs), second_moment(trace.deltas), trace.positions)
             before = sums.get(name, (0.0, 0.0, 0))
             sums[name] = [x + y for x, y in zip(before, parts, strict=True)]
         if progress is not None:

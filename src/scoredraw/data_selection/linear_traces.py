@@ -60,12 +60,12 @@ class Site(NamedTuple):
 class Trace(NamedTuple):
     """What a layer received, (n, T, in), and sent back, (n, T, out); both zero at padding.
 
-    With a bias the inputs end in a 1. count: positions that are no padding.
+    With a bias the inputs end in a 1. positions: how many are no padding.
     """
 
     inputs: Tensor
     deltas: Tensor
-    count: int
+    positions: int
 
 
 def linear_sites(

@@ -22,7 +22,12 @@ SHAPLEY_SOURCES = 10  # 2^10 trainings
 
 
 def baseline_mixtures(
-    projektor: Projektor, *, trials: int = 16, nothing: float = 0.0, rng: Rng = 0
+    projektor: Projektor,
+    *,
+    trials: int = 16,
+    nothing: float = 0.0,
+    steps: int = 100,
+    rng: Rng = 0,
 ) -> dict[str, Array]:
     """Mixtures by other means, from the same pilots at size N1.
 
@@ -33,7 +38,7 @@ def baseline_mixtures(
       [v(S ∪ i) - v(S)], v(∅) = `nothing`. Only up to 10 sources (2^m trainings).
     - "random validation": the best of `trials` mixtures drawn uniformly from the simplex.
     - "best pilot": the best mixture of the fitted grid.
-    - "OT only": the mixture of least transport cost.
+    - "OT only": the mixture of least transport cost, after `steps`.
 
     Mixtures the pilots have too few rows for can't be tried: random ones are drawn again, and a
     value that needs one raises `InputError`.
@@ -53,7 +58,7 @@ def baseline_mixtures(
     tried = random_mixtures(projektor.runs_, n1, trials, rng)
     out["random validation"] = tried[(sign * projektor.measure(tried, n1)).argmax()]
     out["best pilot"] = projektor.grid_[(sign * projektor.performance_[:, 1]).argmax()]
-    out["OT only"] = projektor.nearest()[0]
+    out["OT only"] = projektor.nearest(steps)[0]
     return out
 
 

@@ -359,7 +359,7 @@ class _Rational:
 
         m, self.spread = P.shape[1], max(float(y.std()), 1e-12)
         scaled, fits = y / self.spread, []
-        lowest = np.append(np.full(m * m, -8.0), -np.inf)
+        lowest = np.append(np.full(m * m, -3.0), -np.inf)  # a term at a corner: 20 spreads at most
         for self.sign in (-1.0, 1.0):
             for start in range(2):  # each term falls, more or less, as its own source grows
                 rates = m * start * np.eye(m)

@@ -1,9 +1,10 @@
 """A plan for collecting data: from a table of pilot rows to how many to ask of each source.
 
 The table holds rows of several sources; other rows stand for what the model will be judged on. A
-quick classifier is trained on mixtures of the pilots, `Projektor` makes of that a forecast for any
-mixture and size, and the plan sets its best mixture beside an even split, with intervals, and
-beside fresh trainings that show how far the forecast can be trusted.
+quick classifier is trained on mixtures of the pilots, and `Projektor` makes of that a forecast for
+any mixture and size. Its best mixture need not be the best one, so it meets the mixture of least
+transport, the best pilot and an even split in a final round of trainings, which decides. Further
+trainings show how far the forecast can be trusted.
 
 Kang, Just, Sahu and Jia, 2023, "Performance Scaling via Optimal Transport: Enabling Data Selection
 from Partially Revealed Sources", arXiv:2307.02460.
@@ -23,15 +24,17 @@ from numpy.typing import ArrayLike, NDArray
 from scoredraw.data_selection.mixture_baselines import random_mixtures
 from scoredraw.data_selection.mixture_runs import Progress, TrainAndEval, mixture_counts
 from scoredraw.data_selection.projektor import Calibration, Projektor
-from scoredraw.data_selection.simplex import Trace, mixture_grid
+from scoredraw.data_selection.simplex import mixture_grid
 from scoredraw.errors import require
-from scoredraw.metrics import Estimate
+from scoredraw.metrics import Estimate, mean_interval
 from scoredraw.reports import Cell, Figure, ReportTable, Series
 from scoredraw.uniforms import Rng, RowUniforms
 
 Array = NDArray[np.float64]
 
 MODELS = ("logistic", "forest", "nearest")
+FINALISTS = ("projected", "fitted", "transport", "pilot", "even")
+FINAL_REPEATS = 2  # times the repeats of a pilot
 CHECKS = 6  # mixtures that are trained only to see whether the forecast was right
 SMALLEST = 10  # rows, for the smaller of two pilot sizes
 
@@ -40,8 +43,10 @@ SMALLEST = 10  # rows, for the smaller of two pilot sizes
 class MixturePlan:
     """What to collect, what it should give, and why to believe it.
 
-    sources : m names. shares (m,), counts (m,) of n rows. performance : forecast at n, and where a
-    new measurement should fall. even : the same for an even split. gain : their difference.
+    sources : m names. chosen : the candidate that won the final round; shares (m,) its mixture,
+    counts (m,) of n rows. finalists : what every candidate (see `candidate_mixtures`) measured
+    there. performance : forecast at n, and where a new measurement should fall. even : the same
+    for an even split. gain : their difference.
     transport_gradient (m,) : at the even split, ∂OT/∂p_i; the most negative brings the mixture
     nearest to the validation data. slopes (m,) : of the forecast performance, summing to 0.
     calibration : fresh mixtures at the larger pilot size. projection : fresh mixtures at a size
@@ -51,8 +56,10 @@ class MixturePlan:
     sources: list[str]
     n: int
     sizes: tuple[int, int]
+    chosen: str
     shares: Array
     counts: NDArray[np.int64]
+    finalists: dict[str, Estimate]
     performance: Estimate
     even: Estimate
     gain: Estimate
@@ -63,7 +70,6 @@ class MixturePlan:
     calibration: Calibration
     projection: Calibration | None
     form: str
-    trace: Trace
     figures: list[Figure]
     notes: list[str]
 
@@ -106,13 +112,13 @@ def plan_mixture(
     grid: int | ArrayLike | None = None,
     repeats: int = 3,
     form: str = "auto",
-    link: str = "identity",
+    link: str = "log_error",
     label_metric: str = "gaussian",
     rng: Rng = 0,
     journal: str | Path | None = None,
     progress: Progress | None = None,
 ) -> MixturePlan:
-    """The mixture of sources to collect n rows of, by accuracy on the validation data.
+    """The mixture of sources to collect n rows of, for accuracy on data like the validation data.
 
     Parameters
     ----------
@@ -136,8 +142,8 @@ def plan_mixture(
         lengths that disagree, NaN or infinity, one source or one class only, sizes the pilots
         have no rows for, n < 1, an unknown model.
 
-    Time g x 2 x repeats + 12 x repeats trainings (a minute for 36 mixtures of a few hundred rows),
-    then some 200 exact transports; memory O(N d + rows x v).
+    Time g x 2 x repeats + 17 x repeats trainings (a minute for 36 mixtures of a few hundred rows),
+    and some 500 exact transports; memory O(N d + rows x v).
 
     >>> rng = np.random.default_rng(0)
     >>> x, v = rng.normal(size=(120, 2)), rng.normal(size=(60, 2))
@@ -157,7 +163,8 @@ def plan_mixture(
     lattice = _lattice(grid, len(names), sizes[1], rows)
     even, beyond = np.full((1, len(names)), 1 / len(names)), len(names) * min(rows)
     further = beyond if beyond >= 1.5 * sizes[1] else None
-    total = repeats * (2 * len(lattice) + CHECKS + (further is not None))
+    runs = 2 * len(lattice) + CHECKS + (further is not None) + FINAL_REPEATS * len(FINALISTS)
+    total = repeats * runs
     projektor = Projektor(form=form, link=link, label_metric=label_metric).fit(
         pilots,
         (xv, yv),
@@ -167,37 +174,73 @@ def plan_mixture(
         repeats=repeats,
         rng=uniforms,
         journal=journal,
-        depends=[str(model), xv.tolist(), yv.astype(str).tolist()],
+        depends=[getattr(model, "__qualname__", str(model)), xv.tolist(), yv.astype(str).tolist()],
         progress=None if progress is None else (lambda done, _: progress(done, total)),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        shares, trace = _climb(projektor, n)
+        candidates = candidate_mixtures(projektor, n)
+    chosen, finals = final_round(projektor, candidates, FINAL_REPEATS * repeats)
     checks = random_mixtures(projektor.runs_, sizes[1], CHECKS, uniforms)
     calibration = projektor.calibrate(checks, sizes[1])
     projection = None if further is None else projektor.calibrate(even, further)
+    if progress is not None:
+        progress(total, total)  # also where a candidate could not be trained
     notes = list(dict.fromkeys(str(w.message) for w in caught))
     missing = sorted({str(c) for c in np.unique(yv)} - {str(c) for c in np.unique(y)})
     if missing:
         notes.append(f"no source has the validation classes {', '.join(missing)}")
-    plan = _plan(projektor, names, n, shares, trace, calibration, projection)
+    plan = _plan(projektor, names, n, chosen, candidates[chosen], finals, calibration, projection)
     return replace(plan, figures=_figures(projektor, plan), notes=notes + _notes(projektor, plan))
 
 
-def _climb(projektor: Projektor, n: int) -> tuple[Array, Trace]:
-    """From the even split and from the grid's best: the fitted surface need not be concave."""
-    forecasts = projektor.predict(projektor.grid_, n)
-    starts = [None, projektor.grid_[int(np.argmax(forecasts))]]
-    found = [projektor.optimize(n, start=start) for start in starts]
-    return max(found, key=lambda each: float(each[1].values.max()))
+def candidate_mixtures(projektor: Projektor, n: float, steps: int = 100) -> dict[str, Array]:
+    """The mixtures between which a final round of trainings decides.
+
+    "projected" climbs the forecast at n, as the paper does; "fitted" climbs the fit at N1, which
+    has not been through the projection; "transport" has least OT; "pilot" is the grid's best at
+    N1; "even" is 1/m each. Both climbs start from the even split and from the grid's best.
+    """
+
+    def climb(size: float) -> Array:
+        forecasts = projektor.predict(projektor.grid_, size)
+        starts = (None, projektor.grid_[int(np.argmax(forecasts))])
+        found = [projektor.optimize(size, steps, start=start) for start in starts]
+        return max(found, key=lambda each: float(each[1].values.max()))[0]
+
+    m = projektor.runs_.m
+    return {
+        "projected": climb(n),
+        "fitted": climb(projektor.sizes_[1]),
+        "transport": projektor.nearest(steps)[0],
+        "pilot": projektor.grid_[int(projektor.performance_[:, 1].argmax())],
+        "even": np.full(m, 1 / m),
+    }
+
+
+def final_round(
+    projektor: Projektor, candidates: dict[str, Array], repeats: int
+) -> tuple[str, dict[str, Estimate]]:
+    """Train the candidates at N1 on fresh draws that all share; the best on average, and each's.
+
+    A candidate that the pilots have too few rows for stays out; InputError if that is all of them.
+    """
+    n1 = projektor.sizes_[1]
+    able = {name: p for name, p in candidates.items() if projektor.runs_.feasible(p, n1)[0]}
+    require(bool(able), "sizes", f"{n1}, too many rows for every candidate", "a smaller size")
+    shares = np.stack(list(able.values()))
+    values = projektor.runs_.measure(shares, n1, repeats=repeats, stream="final")
+    found = {name: mean_interval(v) for name, v in zip(able, values, strict=True)}
+    return max(found, key=lambda name: found[name].value), found
 
 
 def _plan(
     projektor: Projektor,
     names: list[str],
     n: int,
+    chosen: str,
     shares: Array,
-    trace: Trace,
+    finalists: dict[str, Estimate],
     calibration: Calibration,
     projection: Calibration | None,
 ) -> MixturePlan:
@@ -207,8 +250,10 @@ def _plan(
         sources=names,
         n=n,
         sizes=projektor.sizes_,
+        chosen=chosen,
         shares=shares,
         counts=mixture_counts(shares, n),
+        finalists=finalists,
         performance=projektor.interval(shares, n),
         even=projektor.interval(even, n),
         gain=projektor.interval(shares, n, against=even),
@@ -219,7 +264,6 @@ def _plan(
         calibration=calibration,
         projection=projection,
         form=projektor.model_.form_,
-        trace=trace,
         figures=[],
         notes=[],
     )
@@ -231,8 +275,12 @@ def _notes(projektor: Projektor, plan: MixturePlan) -> list[str]:
     ridge = projektor.model_.ridge_
     chosen = f"form {plan.form}" + (f" with ridge {ridge:g}" if ridge else "")
     notes = [f"{len(projektor.grid_)} mixtures at {n0} and {n1} rows; {chosen}"]
-    if not plan.gain.above(0):
-        notes.append("the gain over an even split can't be told from 0")
+    round_of = ", ".join(f"{name} {value}" for name, value in plan.finalists.items())
+    notes.append(f"final round at {n1} rows, won by {plan.chosen}: {round_of}")
+    if plan.chosen == "even":
+        notes.append("no candidate did better than an even split")
+    elif not plan.gain.above(0):
+        notes.append("the forecast gain over an even split can't be told from 0")
     check = plan.calibration
     notes.append(
         f"{len(check.measured)} fresh mixtures at {n1} rows: forecast off by {check.mae:.3f} on "

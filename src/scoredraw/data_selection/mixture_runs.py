@@ -108,6 +108,16 @@ class MixtureRuns:
         enough = (counts <= self.sizes).all(axis=1)
         return np.asarray(enough | self.replacement)
 
+    def counts(self, P: ArrayLike, n: int) -> Int:
+        """The rows of each source in mixtures (g, m) of n, or an `InputError`: it has too few."""
+        counts, possible = np.atleast_2d(mixture_counts(P, n)), self.feasible(P, n)
+        if not possible.all():
+            i = int(np.flatnonzero(~possible)[0])
+            k = int(np.argmax(counts[i] - self.sizes))
+            came = f"mixture {i}, which takes {counts[i, k]} rows of source {k}"
+            raise InputError(f"P: got {came}, want at most the {self.sizes[k]} it has")
+        return counts
+
     def rows(self, counts: Int, repeat: int, stream: str, *, distinct: bool = False) -> Int:
         """The rows of one training set, as positions in the sources laid end to end.
 
@@ -134,13 +144,7 @@ class MixtureRuns:
         """Performance of mixtures P (g, m) trained on n rows, (g, repeats)."""
         require(repeats >= 1, "repeats", repeats, "1 or more")
         P = np.atleast_2d(check_mixtures(P, self.m, "P"))
-        counts = mixture_counts(P, n)
-        possible = self.feasible(P, n)
-        if not possible.all():
-            i = int(np.flatnonzero(~possible)[0])
-            k = int(np.argmax(counts[i] - self.sizes))
-            came = f"mixture {i}, which takes {counts[i, k]} rows of source {k}"
-            raise InputError(f"P: got {came}, want at most the {self.sizes[k]} it has")
+        counts = self.counts(P, n)
         self._asked += len(P) * repeats
         out = np.empty((len(P), repeats))
         for i, count in enumerate(counts):

@@ -11,7 +11,7 @@ the budget and duplicates are decided here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -240,23 +240,26 @@ def odis_examples(
     *,
     size: int,
     n_components: int | None = 4,
+    probe_scores: Mapping[str, ArrayLike] | None = None,
     rng: Rng = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Draw:
     """Labelled examples by the principal components of six influence scores, `size` in all.
 
     The ratings are EL2N, forgetting, GraNd, PVI, TracIn and VoG of a probe (`probe.score_all`),
-    turned so that high is clean and easy; each component fills an equal share. Errors and cost are
-    `score_all`'s. Sequential.
+    turned so that high is clean and easy; each component fills an equal share. probe_scores: those
+    six by name, where they are known already. Errors and cost are `score_all`'s. Sequential.
 
     >>> x = np.random.default_rng(0).normal(size=(80, 3))
     >>> len(odis_examples(x, x[:, 0] > 0, size=12, n_components=2))
     12
     """
     uniforms = RowUniforms(rng)
-    scores = score_all(features, labels, METHODS, rng=generator(uniforms), progress=progress)
+    if probe_scores is None:
+        found = score_all(features, labels, METHODS, rng=generator(uniforms), progress=progress)
+        probe_scores = {name: values for name, (values, _) in found.items()}
     directions = [1 if name in HIGH_IS_EASY else -1 for name in METHODS]
-    ratings = np.column_stack([scores[name][0] for name in METHODS])
+    ratings = np.column_stack([probe_scores[name] for name in METHODS])
     return odis_scores_draw(
         ratings, size=size, n_components=n_components, directions=directions, rng=uniforms
     )

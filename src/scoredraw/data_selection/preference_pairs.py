@@ -31,7 +31,8 @@ from scoredraw.data_selection.likelihood_displacement import (
     last_hidden_similarity,
     shift_completion_mask,
 )
-from scoredraw.errors import InputError, require
+from scoredraw.errors import require
+from scoredraw.models import load_model
 
 try:
     from transformers import TrainerCallback
@@ -271,11 +272,11 @@ def ches_pairs(
 ) -> Array:
     """Score preference pairs given as texts, with a model given by name.
 
-    model: "small" (`models.small_model`), or a folder or name that transformers can load. chat:
-    the texts are messages of a user and an assistant, to be written in the model's chat template;
-    otherwise an answer follows its prompt as it is. Others, result and errors as of
-    `score_preference_dataset`: (n,) float64, high where training would push the chosen answer
-    down. Keep the lowest. Warns where answers are longer than the model's window.
+    model: as `models.load_model` takes it: "small", or a folder. chat: the texts are messages of
+    a user and an assistant, to be written in the model's chat template; otherwise an answer
+    follows its prompt as it is. Others, result and errors as of `score_preference_dataset`: (n,)
+    float64, high where training would push the chosen answer down. Keep the lowest. Warns where
+    answers are longer than the model's window.
 
     Razin et al., 2025, arXiv:2410.08847.
     """
@@ -291,28 +292,13 @@ def ches_pairs(
             {name: [{"role": roles[name], "content": row[name]}] for name in TEXTS} for row in pairs
         ]
     scores = score_preference_dataset(
-        *_loaded(model), pairs, batch_size=batch_size, measures=[measure], progress=progress
+        *load_model(model), pairs, batch_size=batch_size, measures=[measure], progress=progress
     )
     cut = int(scores["truncated"].sum())
     if cut:
         text = f"{cut} of {n} pairs are longer than the model's window: scored without their end"
         warnings.warn(text, UserWarning, stacklevel=2)
     return scores[measure]
-
-
-def _loaded(model: str) -> tuple[Any, Any]:
-    from scoredraw.models import small_model
-
-    if model == "small":
-        return small_model()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        return AutoModelForCausalLM.from_pretrained(model).eval(), tokenizer
-    except (OSError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise InputError(f"model: cannot load {model!r}: {why[:200]}") from None
 
 
 def _batches(

@@ -147,8 +147,9 @@ class Projektor:
         self.grid_ = self._grid(grid)
         self._prepare_transport(val)
         self.ot_ = np.array([self.transport(p).value for p in self.grid_])
-        self.performance_ = np.stack([self.measure(self.grid_, n) for n in self.sizes_], axis=1)
         model = MixturePerformanceModel(self.form, self.ridge)
+        model.fit(self.grid_, self.ot_, self.ot_)  # a form the grid can't determine is refused
+        self.performance_ = np.stack([self.measure(self.grid_, n) for n in self.sizes_], axis=1)
         self.model_ = model.fit(self.grid_, self.ot_, self.performance_)
         return self
 
@@ -157,6 +158,7 @@ class Projektor:
         if grid is not None:
             P = check_mixtures(grid, m, "grid")
             require(P.ndim == 2, "grid", f"shape {P.shape}", f"(mixtures, {m})")
+            self.runs_.counts(P, n1)  # refused before anything is trained
             return P
         P = mixture_grid(m)
         P = P[self.runs_.feasible(P, n1)]

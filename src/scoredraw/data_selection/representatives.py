@@ -10,15 +10,15 @@ how many rows each pick stands for; none is unbiased.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scoredraw import sampling
 from scoredraw.data_selection import facility
+from scoredraw.data_selection.farthest import farthest_first
 from scoredraw.data_selection.influence import Array, require_finite, to_numpy
+from scoredraw.data_selection.out_of_fold import out_of_fold_probabilities
 from scoredraw.draws import Draw
 from scoredraw.errors import require
 from scoredraw.inclusion import allocate
@@ -29,7 +29,6 @@ Progress = Callable[[int, int], None]
 Similarity = Literal["cosine", "euclidean", "sqeuclidean", "rbf"]
 Uncertainty = Literal["entropy", "margin", "least_confident"]
 
-FRONT = 16  # farthest-first keeps the distances of the farthest 1/16 of the rows up to date
 LAZY_UP_TO = 100_000  # rows; beyond, facility location looks at samples of candidates
 
 
@@ -81,27 +80,8 @@ def k_center(
     x = _matrix(X, size, unit=metric == "cosine")
     n = len(x)
     require(start is None or 0 <= start < n, "start", start, f"a row from 0 to {n - 1}")
-    x = x - x.mean(axis=0)
-    squares = np.square(x).sum(axis=1)
-    near, owner = np.full(n, np.inf), np.zeros(n, np.int64)  # squared
-    picks = np.empty(size, np.int64)
-    radii = np.empty(size)
-    picks[0] = generator(rng).integers(n) if start is None else start
-    radii[0] = np.inf
-    front, limit, told = np.zeros(0, np.int64), np.inf, 0  # told: picks all rows have been told of
-    for t in range(1, size + 1):
-        _come_nearer(x, squares, near, owner, front, picks, t - 1, t)
-        if t < size and near[front].max(initial=-np.inf) > limit:
-            picks[t] = front[np.argmax(near[front])]
-        else:
-            _come_nearer(x, squares, near, owner, np.arange(n), picks, told, t)
-            front, limit = _farthest(near)
-            told = t
-            picks[min(t, size - 1)] = np.argmax(near) if t < size else picks[-1]
-        if t < size:
-            radii[t] = np.sqrt(max(near[picks[t]], 0.0))
-        if progress is not None:
-            progress(t, size)
+    first = int(generator(rng).integers(n)) if start is None else start
+    picks, radii, near, owner = farthest_first(x, size, first, progress)
     return Draw(
         picks,
         np.ones(size),
@@ -109,41 +89,10 @@ def k_center(
         scores=radii,
         method=f"k_center {metric}",
         info={
-            "radius": float(np.sqrt(max(near.max(), 0.0))),
+            "radius": float(near.max()),
             "cluster_size": np.bincount(owner, minlength=size),
         },
     )
-
-
-def _farthest(near: Array) -> tuple[Index, float]:
-    """The rows farthest off, in order, and the largest distance among the others."""
-    n = len(near)
-    count = min(n, max(256, n // FRONT))
-    if count == n:
-        return np.arange(n), -np.inf
-    order = np.argpartition(-near, count)
-    return np.sort(order[:count]), float(near[order[count:]].max())
-
-
-def _come_nearer(
-    x: Array, squares: Array, near: Array, owner: Index, rows: Index, picks: Index, a: int, b: int
-) -> None:
-    """Compare rows with picks a to b; a pick is at -1 from itself, so that it isn't taken again."""
-    centres = picks[a:b]
-    step = max(1, facility.CELLS // max(1, b - a))
-    for at in range(0, len(rows), step):
-        block = rows[at : at + step]
-        d = x[block] @ (-2 * x[centres].T)
-        d += squares[block, None]
-        d += squares[centres]
-        d[d < 1e-13 * squares.max()] = 0.0
-        which = d.argmin(axis=1)
-        d = d[np.arange(len(block)), which]
-        closer = d < near[block]
-        near[block[closer]] = d[closer]
-        owner[block[closer]] = a + which[closer]
-    near[centres] = -1.0
-    owner[centres] = np.arange(a, b)
 
 
 # ── Represent ────────────────────────────────────────────────────────────────────────────────────
@@ -223,12 +172,12 @@ def facility_location(
         picks,
         counts if weights == "cluster_size" else np.ones(size),
         len(x),
-        scores=np.concatenate([s.gains for s in states]),
+        scores=np.concatenate([s.of.unit * np.array(s.gains) for s in states]),
         method=f"facility_location {similarity}",
         info={
             "cluster_size": counts,
-            "objective": sum(s.of.c * s.of.n - float(s.near.sum()) for s in states),
-            "distance": sum(float(s.near.sum()) for s in states),
+            "objective": float(sum(s.of.unit * (s.of.c * s.of.n - s.near.sum()) for s in states)),
+            "distance": float(sum(s.of.unit * s.near.sum() for s in states)),
         },
     )
 
@@ -330,16 +279,16 @@ def herding(
 
 
 def _herd(x: Array, size: int) -> tuple[Index, float]:
-    x = x - x.mean(axis=0)
+    x, length = facility.centred(x)
     half = np.square(x).sum(axis=1) / 2
-    tolerance = 1e-13 * float(half.max())
+    tolerance = facility.SAME
     w, picks = np.zeros(x.shape[1]), np.empty(size, np.int64)
     for t in range(size):
         value = x @ w - half  # minus half of |w - x|^2, but for |w|^2
         picks[t] = facility.first_best(value, tolerance)
         w -= x[picks[t]]
         half[picks[t]] = np.inf
-    return picks, float(np.sqrt(np.square(w).sum()) / size)
+    return picks, length * float(np.sqrt(np.square(w).sum()) / size)
 
 
 # ── Ask a classifier ─────────────────────────────────────────────────────────────────────────────
@@ -422,62 +371,25 @@ def herding_examples(
     return herding(_standardised(features), size, labels=labels, rng=rng, progress=progress)
 
 
-def uncertainty_examples(
+def uncertainty_scores(
     features: ArrayLike,
     labels: Any,
     *,
-    size: int,
     kind: Uncertainty = "entropy",
     rng: Rng = 0,
+    workers: int | None = None,
     progress: Progress | None = None,
-) -> Draw:
-    """The rows a logistic regression that has not seen them is least sure of.
+) -> Array:
+    """How unsure a logistic regression that has not seen a row is of it, (n,): `uncertainty`.
 
-    Five folds, stratified where every class has five rows; multinomial logistic regression
-    (C = 1) on standardised features; a class that is absent from the other four folds has
-    probability 0. Ties at the edge by lot. Raises InputError as `k_center`, on one class only,
-    and on fewer than five rows. Time O(iterations n d C).
+    Arguments, errors and cost as `out_of_fold.out_of_fold_probabilities`.
 
     >>> x = [[float(i)] for i in range(20)]
-    >>> uncertainty_examples(x, [0] * 10 + [1] * 10, size=2).indices.tolist()
+    >>> np.sort(np.argsort(-uncertainty_scores(x, [0] * 10 + [1] * 10))[:2]).tolist()
     [9, 10]
     """
-    p = out_of_fold_probabilities(features, labels, rng=rng, progress=progress)
-    require(1 <= size <= len(p), "size", size, f"a count from 1 to {len(p)}")
-    draw = sampling.top_k(uncertainty(p, kind), size, rng=rng)
-    return replace(draw, method=f"uncertainty {kind}")
-
-
-def out_of_fold_probabilities(
-    features: ArrayLike, labels: Any, *, rng: Rng = 0, progress: Progress | None = None
-) -> Array:
-    """Class probabilities (n, C) of each row, by a logistic regression fitted without its fold."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    x = _standardised(features)
-    _, y = np.unique(_labels(labels, len(x)), return_inverse=True)
-    counts = np.bincount(y)
-    require(len(counts) >= 2, "labels", "one class", "two or more")
-    require(len(x) >= 5, "features", f"{len(x)} rows", "five or more, for five folds")
-    seed = int(generator(rng).integers(2**31))
-    split = StratifiedKFold if counts.min() >= 5 else KFold
-    p = np.zeros((len(x), len(counts)))
-    for fold, (train, test) in enumerate(split(5, shuffle=True, random_state=seed).split(x, y)):
-        seen = np.unique(y[train])
-        if len(seen) == 1:
-            p[test, seen[0]] = 1.0
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                model = LogisticRegression(max_iter=100).fit(x[train], y[train])
-            p[np.ix_(test, seen)] = model.predict_proba(x[test])
-        if progress is not None:
-            progress(fold + 1, 5)
-    return p
+    p, _ = out_of_fold_probabilities(features, labels, rng=rng, workers=workers, progress=progress)
+    return uncertainty(p, kind)
 
 
 # ── What comes in ────────────────────────────────────────────────────────────────────────────────

@@ -190,10 +190,18 @@ def average_sample(
     """
     require(temperature > 0, "temperature", temperature, "a positive number")
     z = _standard(average_scores(scores, standardize=standardize)[:, None])[:, 0]
-    u = RowUniforms(rng).block(0, len(z), stream="average sample")
-    with np.errstate(divide="ignore"):
-        keys = z / temperature - np.log(-np.log1p(-u))  # u in [0, 1): log1p(-u) is finite
-    return select(np.maximum(keys, -1e300)[:, None], size, tokens=tokens, rng=rng).draw
+    return select(gumbel_keys(z / temperature, rng)[:, None], size, tokens=tokens, rng=rng).draw
+
+
+def gumbel_keys(log_weights: ArrayLike, rng: Rng = 0) -> Float:
+    """log w - log(-log u), whose descending order is a draw without replacement with chances ∝ w.
+
+    >>> gumbel_keys([0.0, 900.0]).argmax()
+    np.int64(1)
+    """
+    log_w = np.asarray(log_weights, np.float64)
+    u = RowUniforms(rng).block(0, len(log_w), stream="gumbel keys")
+    return np.asarray(log_w - np.log(-np.log1p(-np.maximum(u, 2.0**-54))))
 
 
 def broader_range(
@@ -263,7 +271,7 @@ def _shared_out(orders: Sequence[Int], weight: Float, budget: Float, n: int) -> 
     looked at, and none for those below where the shares are spent.
     """
     owner = array("q", [-1]) * n
-    tokens = memoryview(weight)
+    tokens = weight.data
     spent = [0.0] * len(orders)
     down = [_one_by_one(order) for order in orders]
     taking = [j for j, share in enumerate(budget.tolist()) if share > 0]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoredraw.data_selection.influence import Array
-from scoredraw.data_selection.influence_on_risk import relative_length
+from scoredraw.data_selection.influence_on_risk import relative_length, warn_if_vanishing
 from scoredraw.data_selection.inverse_hessian import inverse_hessian_product
 
 Index = NDArray[np.int64]
@@ -68,7 +68,8 @@ def softmax_influence(
 
     x : (n, d), a constant column where an intercept is wanted. y : (n,) in 0..C-1.
     weights : (d, C). penalty : c. Returns (n,) float64, and |v| over mean |g_i|.
-    Raises InputError as `inverse_hvp`. Time O(n d C) an iteration of CG, memory O(n C).
+    Warns where the latter is below 1e-6, raises
+    InputError as `inverse_hvp`. Time O(n d C) an iteration of CG, memory O(n C).
 
     >>> x, y = np.array([[1.0], [1.0], [-1.0]]), np.array([0, 0, 1])
     >>> scores, ratio = softmax_influence(x, y, np.zeros((1, 2)), penalty=0.1)
@@ -91,6 +92,8 @@ def softmax_influence(
         moved -= p * moved.sum(axis=1, keepdims=True)
         return np.asarray(x.T @ moved / n + penalty * matrix).reshape(-1)
 
+    ratio = relative_length(v, lengths)
+    warn_if_vanishing(ratio)
     h = inverse_hessian_product(product, v.reshape(-1), damping=damping, tolerance=tolerance)
     dots = np.einsum("ij,ij->i", x @ h.reshape(weights.shape), residual)
-    return dots / n, relative_length(v, lengths)
+    return dots / n, ratio

@@ -91,11 +91,11 @@ def quad_examples(
 
     Features are standardised and cut into `clusters` (the root of n) by k-means. The checkpoint is
     a softmax regression on a uniform tenth of the rows (20 a class at least, every class among
-    them), the influence that of its weights and bias with EK-FAC fitted on up to 4,096 rows. Without
-    `reference` = (features, labels), a tenth of the rows by class (1,000 at most) is set aside as
-    one: it is drawn only where the size cannot be reached without. Those labels are taken at their
-    word: a reference with wrong labels asks for wrong labels. Where no cluster promises to help
-    (tau = 0) the rest of the draw is uniform; `info["filled"]` says how much.
+    them), the influence that of its weights and bias, with EK-FAC fitted on up to 4,096 rows.
+    Without `reference` = (features, labels), a tenth of the rows by class (1,000 at most) is set
+    aside as one: it is drawn only where the size cannot be reached without. Those labels are taken
+    at their word: a reference with wrong labels asks for wrong labels. Where no cluster promises to
+    help (tau = 0) the rest of the draw is uniform; `info["filled"]` says how much.
 
     features (n, d), labels (n,) classes; alpha and samples_per_pull as in `quad_select`, alpha in
     deviations of the rewards. Raises InputError on what cannot be features or classes, a size
@@ -119,10 +119,14 @@ def quad_examples(
     require(1 <= C <= n, "clusters", clusters, f"1 to {n}")
     random = generator(rng)
     if reference is None:
-        aside = np.sort(sampling.uniform(n, max(1, min(n // 10, 1000)), rng=random, by=y).indices)
+        count = max(int(y.max()) + 1, min(n // 10, 1000))  # each class has one at least
+        aside = sampling.uniform(n, count, rng=random, by=y).indices
+        left = np.delete(y, aside)
+        aside = np.sort(aside[np.isin(y[aside], left)])  # a class's only rows stay in the pool
     else:
         aside = np.arange(n, len(y))
     pool = np.setdiff1d(np.arange(n), aside)
+    C = min(C, len(pool))
     with threadpool_limits(1):
         tenth = max(len(pool) // 10, 20 * (int(y.max()) + 1))
         fit = rows_of_every_class(y, pool, tenth, random)

@@ -30,10 +30,10 @@ Int = NDArray[np.int64]
 
 METRICS = (
     *("word_length", "sentence_length", "type_token", "long_words", "rarity", "digits"),
-    *("symbols", "compressed", "log_length", "newlines", "stop_words"),
+    *("symbols", "compressibility", "log_length", "newlines", "stop_words"),
 )
 LONG = 7
-WORD_BREAK = r"(?:[^\p{L}\p{M}']|(?:^|[^\p{L}\p{M}])'|'(?:$|[^\p{L}\p{M}]))+"
+WORD_BREAK = r"[^\p{L}\p{M}']+"
 SENTENCE_END = r"[.!?。！？]+(?:\s|$)"
 FUNCTION_WORDS = (
     *("the", "of", "and", "to", "a", "in", "is", "that", "for", "it", "as", "was", "with", "be"),
@@ -93,7 +93,7 @@ def text_metrics(texts: Iterable[str], *, reference: Sequence[str] | None = None
         "rarity": mean_of(_rarities(words, reference)),
         "digits": share(r"\p{Nd}"),
         "symbols": share(r"[^\p{L}\p{M}\p{N}\s]"),
-        "compressed": _compressed(column),
+        "compressibility": _saved(column),
         "log_length": np.log1p(count),
         "newlines": share(r"\n"),
         "stop_words": mean_of(is_stop),
@@ -138,7 +138,7 @@ def split_words(column: Any) -> Words:
     import pyarrow.compute as pc
 
     pieces = pc.split_pattern_regex(pc.utf8_lower(column), WORD_BREAK)
-    text, words = pc.list_parent_indices(pieces), pc.list_flatten(pieces)
+    text, words = pc.list_parent_indices(pieces), pc.utf8_trim(pc.list_flatten(pieces), "'")
     real = pc.greater(pc.utf8_length(words), 0)
     coded = pc.dictionary_encode(words.filter(real))
     return Words(
@@ -164,9 +164,9 @@ def _rarities(words: Words, reference: Sequence[str] | None) -> Float:
     return np.asarray(np.log(total + different + 1) - np.log(counts + 1))
 
 
-def _compressed(column: Any) -> Float:
+def _saved(column: Any) -> Float:
     data = [text.encode() for text in column.to_pylist()]
-    return np.array([len(zlib.compress(one)) / len(one) if one else 0.0 for one in data])
+    return np.array([1 - len(zlib.compress(one)) / len(one) if one else 0.0 for one in data])
 
 
 def _numbers(values: Any) -> Float:

@@ -2,9 +2,10 @@
 
 SmolLM2-135M-Instruct is shown ten requests of the set and ten candidates of CLINC150, and the most
 probable of the letters A to J is the pick (`LogprobChooser`). The candidates come in random order,
-so a model that reads them would name each letter equally often. Once the window is shown in one
-order, once in two, whose log-probabilities are added up. What was picked trains a classifier on
-sentence vectors, against uniform draws of the same size.
+so a model that reads them would name each letter equally often. A window is shown in one order, in
+two, or in as many as there are letters, and the log-probabilities are added up: in the last case
+each candidate has had every letter, and what a letter is worth by itself cancels. What was picked
+trains a classifier on sentence vectors, against uniform draws of the same size.
 
 The picks are logged under the user's cache directory, and a run that was cut off goes on there.
 """
@@ -32,11 +33,14 @@ LETTERS = 10
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run: intents of the pool, requests kept, runs, and uniform draws beside them."""
+    """How much is run: intents of the pool, requests kept, (orders, runs), and uniform draws.
+
+    About 1,800 forward passes of 500 tokens: twenty minutes on two idle cores.
+    """
 
     intents: int = 20
     kept: int = 120
-    runs: int = 3
+    runs: tuple[tuple[int, int], ...] = ((1, 2), (2, 2), (LETTERS, 1))
     uniform_draws: int = 100
 
 
@@ -69,12 +73,12 @@ class Requests(NamedTuple):
 
 
 def add_to(report: Report, scale: Scale, rng: int) -> None:
-    """Pick, and add what came of it to the report: two claims on letters, one on accuracy."""
+    """Pick, and add what came of it to the report: three claims on letters, one on accuracy."""
     requests = Requests.load(scale.intents, rng)
     chooser = LogprobChooser(*small_model())
     logs = {
-        orders: [pick(requests, chooser, scale, orders, rng + run) for run in range(scale.runs)]
-        for orders in (1, 2)
+        orders: [pick(requests, chooser, scale, orders, rng + run) for run in range(runs)]
+        for orders, runs in scale.runs
     }
     chance = np.array(
         [
@@ -118,27 +122,34 @@ def claims(
     bias: dict[int, LetterBias], reached: dict[int, Any], chance: NDArray[np.float64]
 ) -> list[Claim]:
     model = "SmolLM2-135M, 10 candidates in random order"
-    p = bias[1].p_value
-    gap = distance(bias[1]) - distance(bias[2])
+    one, two, every = bias[1], bias[2], bias[LETTERS]
+    first = one.counts[0] / one.counts.sum()
     low, high = np.quantile(chance, [0.025, 0.975])
-    mean = float(reached[2].mean())
+    mean = float(reached[LETTERS].mean())
     return [
         Claim.judge(
             f"a small model prefers letters ({model})",
             "replies should avoid position bias",
-            f"χ² {bias[1].chi2:.1f}, p = {p:.2g}",
+            f"χ² {one.chi2:.1f}, p = {one.p_value:.2g}; A has {first:.0%}",
             "p below .01 against equal shares",
-            p < 0.01,
+            one.p_value < 0.01,
         ),
         Claim.at_least(
             f"two orders bring the letters nearer to equal shares ({model})",
             "-",
-            gap,
-            0.0,
-            "distance to equal shares in one order minus that in two, above 0",
+            distance(one) - distance(two),
+            0.05,
+            "distance to equal shares in one order minus that in two, at least .05",
         ),
         Claim.judge(
-            f"what it picks trains a better classifier than a random draw ({model}, two orders)",
+            f"in as many orders as letters none is preferred ({model})",
+            "-",
+            f"χ² {every.chi2:.1f}, p = {every.p_value:.2g}",
+            "p at least .01 against equal shares",
+            every.p_value >= 0.01,
+        ),
+        Claim.judge(
+            f"what it picks trains a better classifier than a random draw ({model}, all orders)",
             "choices of a large model beat random subsets",
             f"{mean:.3f}, of random draws 95 % lie from {low:.3f} to {high:.3f}",
             "above 97.5 % of the random draws; below 2.5 % it fails",
@@ -164,7 +175,7 @@ def table(
         f"Requests: {scale.kept} of {len(requests.texts):,} kept, {scale.intents} intents",
         ["chosen by", "test accuracy", "χ² of letters", "p", "distance to equal shares"],
         rows,
-        f"{scale.runs} runs of SmolLM2-135M; {scale.uniform_draws} random draws.",
+        f"SmolLM2-135M, {scale.uniform_draws} random draws. Intervals are over runs and draws.",
     )
 
 

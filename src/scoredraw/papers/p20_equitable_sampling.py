@@ -46,7 +46,7 @@ KNOWN = (  # heritabilities, costs, budget
     ((0.6, 0.5, 0.5), (1.0, 2.0, 6.0), 2400.0),
 )
 DIGITS = ((0, 1), (3, 5, 8, 9), (2, 4, 6, 7))
-EQUAL, SHARE = "equal", "proportional (uniform)"
+EQUAL, SHARE, ALONE = "equal", "proportional (uniform)", "the largest group alone"
 MEAN, WORST, RAW = "adaptive, mean", "adaptive, maximin", "maximin on raw measurements"
 ORACLE = "oracle (chosen by the test set)"
 FREE, FREE_EXPLORED = "two parameters", "two parameters, exploring"
@@ -69,7 +69,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(2, 2, 2, 2, batch=70, misfit_variants=40, noises=(0.01,)),
     "quick": Plan(6, 6, 4, 25, noises=(0.01, 0.1)),
-    "full": Plan(20, 20, 12, 100),
+    "full": Plan(40, 40, 20, 100),
     "study": Plan(100, 100, 100, 400),
 }
 
@@ -83,6 +83,11 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
     add_genotypes(report, plan, rng)
     add_noise(report, plan, rng)
     add_misfit(report, plan, rng)
+    report.notes.append(
+        "The paper's study is of polygenic scores too, and its numbers are not known to us: its "
+        "claim is judged on our simulations. Equal numbers are near the best mean R² there, which "
+        "leaves little to gain; what the utility asks for is where adaptive collecting differs."
+    )
     return report
 
 
@@ -160,9 +165,9 @@ class World:
     def performance(self, counts: Int) -> Float:
         return np.array([self.at("truth", g, int(n)) for g, n in enumerate(counts)])
 
-    def fixed(self, ratio: Any) -> Int:
-        """Whole counts in this ratio, from nothing, as the heuristics are defined."""
-        n = proportional_allocation(ratio, self.costs, self.budget, pool=self.pool)
+    def fixed(self, ratio: Any, held: int = 0) -> Int:
+        """Whole counts in this ratio, from `held` on: 0, as the heuristics are defined."""
+        n = proportional_allocation(ratio, self.costs, self.budget, n0=held, pool=self.pool)
         return np.floor(n + 1e-9).astype(np.int64)
 
 
@@ -303,10 +308,10 @@ def add_digits(report: Report, plan: Plan, rng: int) -> None:
 
 def digit_claims(found: Mapping[str, Mapping[str, Float]]) -> list[Claim]:
     claims = []
-    for arm in (MEAN, WORST):
+    for arm, least in ((MEAN, 0.01), (WORST, 0.0)):
         for other, gap in against(found, "worst", arm, (EQUAL, SHARE)):
             name = f"digits, worst group: {arm} minus {other}"
-            claims.append(Claim.at_least(name, SAYS, gap, 0.01))
+            claims.append(Claim.at_least(name, SAYS, gap, least))
     for other, gap in against(found, "mean", MEAN, (EQUAL, SHARE)):
         name = f"digits, mean accuracy: {MEAN} minus {other}"
         claims.append(Claim.at_least(name, SAYS, gap, 0.0))
@@ -372,6 +377,7 @@ def add_genotypes(report: Report, plan: Plan, rng: int) -> None:
     arms: Arms = {
         EQUAL: [world.fixed((1, 1, 1)) for world in worlds],
         SHARE: [world.fixed(world.shares) for world in worlds],
+        ALONE: [world.fixed(world.shares == world.shares.max(), HELD) for world in worlds],
         MEAN: [adaptive(world) for world in worlds],
         WORST: [adaptive(world, utility="maximin") for world in worlds],
     }
@@ -383,7 +389,8 @@ def add_genotypes(report: Report, plan: Plan, rng: int) -> None:
     best = [oracle(world, max(plan.batch, 20)) for world in worlds]
     found[ORACLE] = {key: np.array([one[key] for one in best]) for key in ("mean", "worst")}
     note = f"{plan.genotypes} simulations; {SEGMENTS} variants; h² {KNOWN[0][0]}; budget 1200; "
-    note += f"shares {SHARES}; one-parameter curves."
+    note += f"shares {SHARES}; one-parameter curves. Those are too low for ridge regression (what "
+    note += "is explained is no noise any more), for every group, and serve all the same."
     title = "Simulated genotypes, ridge regression: R² of the polygenic score"
     report.tables.append(arm_table(title, found, arms, note))
     report.figures.append(worst_figure(title, "R² of the worst group", found))

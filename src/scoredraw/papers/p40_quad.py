@@ -26,7 +26,7 @@ from scoredraw.data_selection.cluster_bandit import quad_select
 from scoredraw.data_selection.kronecker import exact_fisher, exact_ihvp
 from scoredraw.data_selection.tabular_influence import SoftmaxInfluence, rows_of_every_class
 from scoredraw.metrics import mean_interval, paired_difference
-from scoredraw.papers import quad_language
+from scoredraw.papers import quad_language, real_trials
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 
 Float = NDArray[np.float64]
@@ -67,7 +67,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(1),
     "quick": Plan(12),
-    "full": Plan(32, quad_language.Plan(seeds=4, steps=400)),
+    "full": Plan(32, quad_language.Plan(seeds=4, steps=200)),
     "study": Plan(200, quad_language.Plan(seeds=20, steps=3000)),
 }
 
@@ -98,6 +98,8 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         notes=notes(outcomes),
         title="Harnessing diversity for important data selection",
     )
+    says = "+1.39 points over the best baseline, random among them"
+    real_trials.add_to(report, {"Quad": "quad"}, says)
     if plan.language is not None:
         quad_language.add_to(report, plan.language, rng)
     return report

@@ -27,7 +27,8 @@ Float = NDArray[np.float64]
 
 LENGTH, BATCH, GROUP = 128, 16, 16  # bytes a chunk, chunks a batch, chunks of a group
 REFERENCE = "statistics"
-TUNING_STEPS, TUNING_RATE = 4, 3e-4
+REFERENCE_CHUNKS = 64
+TUNING_STEPS, TUNING_RATE = 2, 3e-4
 LAYERS = {
     "attention and MLP": ("self_attn", "mlp"),
     "MLP only": ("mlp",),
@@ -42,8 +43,8 @@ class Plan:
 
     seeds: int
     steps: int
-    groups: int = 48
-    factor_chunks: int = 512
+    groups: int = 40
+    factor_chunks: int = 320
 
 
 def add_to(report: Report, plan: Plan, rng: int) -> None:
@@ -127,7 +128,7 @@ def trial(
     groups = [modules[name][random.permutation(len(modules[name]))[:GROUP]] for name in names]
     pool = np.concatenate([chunks for name, chunks in modules.items() if name != REFERENCE])
     model = trained(torch.as_tensor(pool), plan.steps, seed)
-    reference = torch.as_tensor(modules[REFERENCE])
+    reference = torch.as_tensor(modules[REFERENCE][:REFERENCE_CHUNKS])
     factor_rows = torch.as_tensor(pool[random.permutation(len(pool))[: plan.factor_chunks]])
     members = torch.as_tensor(np.stack(groups))
     predicted = influences(model, factor_rows, reference, members)

@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from scoredraw.data_selection.coverage_selection import combined_score, coverage_select
 from scoredraw.data_selection.influence import el2n
 from scoredraw.data_selection.influence_on_risk import effort_scores, influence_on_risk
-from scoredraw.errors import require
+from scoredraw.errors import InputError, require
 from scoredraw.journal import Journal
 from scoredraw.metrics import mean_interval, paired_difference
 from scoredraw.papers.sentence_embeddings import cache_directory
@@ -43,7 +43,7 @@ Float = NDArray[np.float64]
 VARIABLE = "SCOREDRAW_SEQUENCES"
 LENGTH, TOP = 50, 20
 GROUPS, HARD_PRUNE, EFFORT_WEIGHT = 50, 0.1, 0.3  # the paper's weight for Games
-RIDGE = 0.25  # what the released damping and scale amount to
+RIDGE = 0.25  # what the released damping and scale amount to; doubled until H + it is positive
 NONE, FULL = "no fine-tuning", "all sequences"
 ARMS = ("random", "CCS", "greedy top-score", "DEALRec", NONE, FULL)
 
@@ -61,7 +61,9 @@ class Size:
     tune_epochs: int = 20
 
 
-SMALL = Size(1, users=120, length=16, budget=60, pretrain_epochs=2, surrogate_epochs=2, tune_epochs=2)
+SMALL = Size(
+    1, users=64, length=12, budget=40, pretrain_epochs=2, surrogate_epochs=2, tune_epochs=2
+)
 STUDY = Size()
 
 
@@ -210,14 +212,17 @@ def last_logits(model: Recommender, items: Int) -> Float:
 
 
 def ndcg(model: Recommender, data: Sequences, users: Int, length: int = LENGTH) -> float:
-    """NDCG@20 of all items but those of the history, on what each user did later."""
+    """NDCG@20, among items that are new to a user, of those that the user chose later."""
     scores = last_logits(model, data.items[users, -length:])
     np.put_along_axis(scores, data.items[users], -np.inf, axis=1)  # the padding's 0 among them
     best = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-    discount = 1 / np.log2(np.arange(TOP) + 2)
-    gains = [np.isin(row, data.later[u]) @ discount for row, u in zip(best, users, strict=True)]
-    ideal = [discount[: len(np.unique(data.later[u]))].sum() for u in users]
-    return float(np.mean(np.array(gains) / np.array(ideal)))
+    discount = 1 / np.log2(np.arange(best.shape[1]) + 2)
+    gains = []
+    for row, user in zip(best, users, strict=True):
+        new = np.setdiff1d(data.later[user], data.items[user])
+        if len(new):
+            gains.append(np.isin(row, new) @ discount / discount[: len(new)].sum())
+    return float(np.mean(gains))
 
 
 # ── One seed ─────────────────────────────────────────────────────────────────────────────────────
@@ -225,10 +230,12 @@ def ndcg(model: Recommender, data: Sequences, users: Int, length: int = LENGTH) 
 
 @dataclass(frozen=True)
 class Outcome:
-    """ndcg: of each arm. bins: how many of the 50 score intervals each arm's choice touches."""
+    """ndcg: of each arm. bins: how many of the 50 score intervals each arm's choice touches.
+    ridge: what was added to the surrogate's Hessian."""
 
     ndcg: dict[str, float]
     bins: dict[str, int]
+    ridge: float
 
 
 def sequence_seed(data: Sequences, seed: int, size: Size) -> Outcome:
@@ -242,7 +249,7 @@ def sequence_seed(data: Sequences, seed: int, size: Size) -> Outcome:
         surrogate = Recommender(data.n_items, 32, 1)
         train(target, data.items[others, -size.length :], size.pretrain_epochs, seed=seed)
         train(surrogate, chosen_from, size.surrogate_epochs, seed=seed + 1)
-        score = dealrec_score(surrogate, target, chosen_from)
+        score, ridge = dealrec_score(surrogate, target, chosen_from)
         picks, bins = choose(score, last_item_el2n(surrogate, chosen_from), size.budget, seed)
         start = {name: value.clone() for name, value in target.state_dict().items()}
         result = {NONE: ndcg(target, data, data.evaluated, size.length)}
@@ -252,21 +259,40 @@ def sequence_seed(data: Sequences, seed: int, size: Size) -> Outcome:
                 rows = picks.get(arm, np.arange(len(pool)))
                 train(target, chosen_from[rows], size.tune_epochs, seed=seed + 2, rate=5e-4)
                 result[arm] = ndcg(target, data, data.evaluated, size.length)
-    return Outcome({arm: result[arm] for arm in ARMS}, bins)
+    return Outcome({arm: result[arm] for arm in ARMS}, bins, ridge)
 
 
-def dealrec_score(surrogate: Recommender, target: Recommender, sequences: Int) -> Float:
+def dealrec_score(
+    surrogate: Recommender, target: Recommender, sequences: Int
+) -> tuple[Float, float]:
     """Influence by one matrix of the surrogate, effort by the target's last query and value."""
     items = torch.as_tensor(sequences)
     labels = next_item_labels(items)
-    influence = influence_on_risk(
-        (surrogate, (items, labels)), loss=sequence_loss, damping=RIDGE, block=256,
-        parameters=f"blocks.{len(surrogate.blocks) - 1}.attention.dense.weight",
-    )  # fmt: skip
+    influence, ridge = surrogate_influence(surrogate, items, labels)
     last = f"blocks.{len(target.blocks) - 1}.attention"
     batches = list(zip(items.split(256), labels.split(256), strict=True))
     effort = effort_scores(target, batches, params=[f"{last}.query", f"{last}.value"])
-    return combined_score(influence, effort, effort_weight=EFFORT_WEIGHT)
+    return combined_score(influence, effort, effort_weight=EFFORT_WEIGHT), ridge
+
+
+def surrogate_influence(
+    surrogate: Recommender, items: Tensor, labels: Tensor
+) -> tuple[Float, float]:
+    """With the smallest of the ridges .25, .5, 1, ... under which the Hessian is positive along
+    the directions that CG meets, and that ridge."""
+    matrix = f"blocks.{len(surrogate.blocks) - 1}.attention.dense.weight"
+    ridge = RIDGE
+    while True:
+        try:
+            influence = influence_on_risk(
+                (surrogate, (items, labels)), loss=sequence_loss, parameters=matrix,
+                damping=ridge, block=256,
+            )  # fmt: skip
+            return influence, ridge
+        except InputError as error:
+            if "negative curvature" not in str(error):
+                raise
+            ridge *= 2
 
 
 def last_item_el2n(surrogate: Recommender, sequences: Int) -> Float:
@@ -352,6 +378,7 @@ def table(arms: dict[str, Float], outcomes: list[Outcome], size: Size) -> Report
         f"User sequences, {size.budget} of the pool, {size.seeds} seeds",
         ["fine-tuned on", "NDCG@20", "minus random", "score intervals touched, of 50"],
         rows,
+        f"Ridge on the surrogate's Hessian: {', '.join(f'{o.ridge:g}' for o in outcomes)}.",
     )
 
 
@@ -360,11 +387,11 @@ def resumed(data: Sequences, path: Path, size: Size, rng: int) -> list[Outcome]:
     text = json.dumps(asdict(size)) + hashlib.sha256(path.read_bytes()).hexdigest()
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     log = Journal(cache_directory() / f"dealrec-{key}.jsonl")
-    done = {r["seed"]: r for r in log.records() if {"seed", "ndcg", "bins"} <= set(r)}
+    done = {r["seed"]: r for r in log.records() if {"seed", "ndcg", "bins", "ridge"} <= set(r)}
     outcomes = []
     for seed in (1000 * rng + s for s in range(size.seeds)):
         if seed not in done:
             log.append({"seed": seed, **asdict(sequence_seed(data, seed, size))})
             done = {r["seed"]: r for r in log.records()}
-        outcomes.append(Outcome(done[seed]["ndcg"], done[seed]["bins"]))
+        outcomes.append(Outcome(**{k: v for k, v in done[seed].items() if k != "seed"}))
     return outcomes
