@@ -57,6 +57,7 @@ def small_model() -> tuple[Any, Any]:
     with redirect_stderr(io.StringIO()):  # a bar that nothing switches off
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    model.is_quantized = False  # the file is; these weights are float32, and can be trained
     return model.eval(), tokenizer
 
 

@@ -202,7 +202,6 @@ def train(pairs: Sequence[Pair], others: Sequence[Pair], arm: str, seed: int) ->
 
     started = time.perf_counter()
     model, tokenizer = small_model()
-    model.is_quantized = False  # the weights were: here they are float32, and can be trained
     held_out = pp.DisplacementTracker(pp.tokenize_pairs(tokenizer, others), batch_size=BATCH)
     trained = pp.DisplacementTracker(batch_size=BATCH)
     losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, SFT_WEIGHT]}
