@@ -153,7 +153,8 @@ def test_a_server_of_no_use_stops_the_work_and_keeps_the_log(
     url, script = server
     script[0] = says
     done = invoke("draw", "examples", "texts.jsonl", "--text", "text", "--size", "6",
-                  "--model", url, "--method", "add-one-in-llm", "--log", "log.jsonl", "-o", "kept.csv")  # fmt: skip
+                  "--model", url, "--method", "add-one-in-llm", "--log", "log.jsonl",
+                  "-o", "kept.csv")  # fmt: skip
     assert isinstance(done.exception, StoppedError), done.output
     assert "\n" not in str(done.exception)
     assert Path("log.jsonl").exists()

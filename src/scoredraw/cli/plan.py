@@ -60,9 +60,15 @@ def budget(
 
     check_files(out, report)
     plan: BudgetPlan = plan_budget(
-        measurements(groups), money, utility=utility, family=family, batch=batch, explore=explore,
-        resamples=resamples, rng=seed,
-    )  # fmt: skip
+        measurements(groups),
+        money,
+        utility=utility,
+        family=family,  # type: ignore[arg-type]
+        batch=batch,
+        explore=explore,
+        resamples=resamples,
+        rng=seed,
+    )
     deliver(plan.table(), budget_page(plan, groups, money), list(plan.notes), out, report, as_json)
 
 
@@ -93,8 +99,8 @@ def mixture(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Trainings a mixture and size.")] = 3,
     form: Annotated[str, typer.Option(help="Of the fitted surface: auto chooses by BIC.")] = "auto",
-    link: Annotated[str, typer.Option(help="identity or log_error, from size to size.")] = (
-        "identity"
+    link: Annotated[str, typer.Option(help="log_error or identity, from size to size.")] = (
+        "log_error"
     ),
     log: o.Log = None,
     seed: o.Seed = 0,

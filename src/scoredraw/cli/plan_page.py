@@ -73,7 +73,9 @@ def mixture_page(plan: MixturePlan, name: str) -> Page:
         f"Collect {wanted}: the forecast accuracy at {plan.n:,} rows is {plan.performance}, "
         f"against {plan.even} for an even split."
     )
-    if not plan.gain.above(0):
+    if plan.chosen == "even":
+        answer += " No other mixture did better in the final round."
+    elif not plan.gain.above(0):
         answer += " That gain cannot be told from none: an even split may do as well."
     return Page(
         title="Which mixture of sources to collect",

@@ -99,8 +99,8 @@ def gain_figure(trial: Trial, title: str) -> Figure:
     series = []
     for size in trial.sizes:
         gains = [trial.gain(name, size) for name in names]
-        ends = ([getattr(g, end) for g in gains] for end in ("value", "low", "high"))
-        series.append(Series(f"{size:,} kept", names, *ends))
+        values, low, high = ([getattr(g, end) for g in gains] for end in ("value", "low", "high"))
+        series.append(Series(f"{size:,} kept", names, values, low, high))
     return Figure(
         "interval", f"{title}: accuracy minus a uniform draw's", "accuracy difference",
         series=series, reference=0.0,
