@@ -15,6 +15,7 @@ import pyarrow.csv
 import pytest
 from typer.testing import CliRunner
 
+from scoredraw import registry
 from scoredraw.cli import app
 from scoredraw.errors import InputError, StoppedError
 
@@ -71,6 +72,12 @@ def test_labelled_examples(here: Path, method: str) -> None:
     assert set(kept["_weight"]) == {1.0}
     again = drawn("labelled.csv", "--target", "label", "--method", method, "--size", "10%")
     assert again == kept
+
+
+def test_help_names_every_method() -> None:
+    shown = " ".join(invoke("draw", "examples", "-h").stdout.split())
+    for method in registry.methods("examples"):
+        assert f" {method.name}" in shown
 
 
 def test_scores_of_methods_that_draw_themselves(here: Path) -> None:

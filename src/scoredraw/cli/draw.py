@@ -92,8 +92,12 @@ def rows(
 
 
 @app.command(
-    epilog="Methods: uniform, el2n, grand, forgetting, vog, tracin, pvi. "
-    "Example: scoredraw draw examples train.csv --target label --method vog --size 55% -o kept.csv"
+    epilog="Methods, of labelled examples (--target): uniform, el2n, grand, forgetting, vog, "
+    "tracin, pvi, k-center, facility-location, herding, uncertainty, add-one-in, dealrec, ccs, "
+    "odis-probe, quad; of ratings (--columns, or measured on --text): odis; of --text, with "
+    "--model: add-one-in-llm; of pairs (prompt, chosen, rejected), with --model: ches. "
+    "Examples: scoredraw draw examples train.csv --target label --method vog --size 55% -o a.csv; "
+    "scoredraw draw examples pairs.jsonl --method ches --size 90% -o kept.jsonl"
 )
 def examples(
     source: o.Input,
