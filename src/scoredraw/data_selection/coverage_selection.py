@@ -344,12 +344,12 @@ def dealrec_scores(
     """
     from threadpoolctl import threadpool_limits
 
-    from scoredraw.data_selection.probe import _standardised
+    from scoredraw.data_selection.probe import standardised_rows
 
     report = progress or (lambda done, total: None)
     usable = 0 <= effort_weight < np.inf
     require(usable, "effort_weight", effort_weight, "a number of at least 0")
-    x, y = _standardised(features, labels)
+    x, y = standardised_rows(features, labels)
     design = np.column_stack([x, np.ones(len(x))])
     with threadpool_limits(1):  # the same rounding on any number of cores
         weights = fit_softmax(design, y, penalty=PENALTY, steps=SURROGATE_STEPS)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from scoredraw.arrays import on_host
 from scoredraw.data_selection.evaluation import Forward
-from scoredraw.data_selection.gradients import _outer_square
+from scoredraw.data_selection.gradients import outer_square
 from scoredraw.data_selection.linear_traces import Loss, TraceReader
 from scoredraw.errors import require
 from scoredraw.uniforms import RowUniforms
@@ -95,7 +95,7 @@ def linear_influence(
             P = preconditioned[name].to(a)
             total = total + _contract(a, delta, P)
             if normalize:
-                square = square + _outer_square(a, delta, False)
+                square = square + outer_square(a, delta, False)
         if normalize:
             total = total / _lengths(square, total.ndim)
         values.append(total.double().cpu().numpy())

@@ -299,7 +299,7 @@ def _gradient_function(
 ) -> tuple[Callable[[dict[str, Tensor], Any, Tensor], dict[str, Tensor]], dict[str, Tensor]]:
     """The gradient of one example's loss as a function of the chosen weights, and those weights."""
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    chosen = {k: v for k, v in weights.items() if _matches(k, parameters)}
+    chosen = {k: v for k, v in weights.items() if matches(k, parameters)}
     require(bool(chosen), "parameters", repr(parameters), f"names among {', '.join(weights)}")
     fixed = {k: v for k, v in weights.items() if k not in chosen}
     fixed |= {name: b.detach() for name, b in model.named_buffers()}
@@ -325,7 +325,7 @@ def _gradient_function(
     return torch.func.grad(one_loss), chosen
 
 
-def _matches(name: str, parameters: str | Sequence[str] | None) -> bool:
+def matches(name: str, parameters: str | Sequence[str] | None) -> bool:
     if parameters is None:
         return True
     prefixes = (parameters,) if isinstance(parameters, str) else parameters
@@ -378,7 +378,7 @@ def squared_linear_norms(
 
     handles = [layer.register_forward_hook(hook) for layer in chosen]
     try:
-        with evaluating(model), _requiring_grad(chosen), torch.enable_grad():
+        with evaluating(model), requiring_grad(chosen), torch.enable_grad():
             outputs = model_outputs(model, inputs, forward)
             losses = (loss or _each_cross_entropy)(outputs, labels)
             flat = [output for calls in runs.values() for _, output in calls]
@@ -390,14 +390,14 @@ def squared_linear_norms(
     total = torch.zeros(len(labels), device=flat[0].device, dtype=flat[0].dtype)
     for layer, calls in runs.items():
         if calls:
-            a = torch.cat([_positions(received, len(labels)) for received, _ in calls], dim=1)
-            sent = [_zero_if_none(next(deltas), output) for _, output in calls]
-            delta = torch.cat([_positions(value, len(labels)) for value in sent], dim=1)
-            total += _outer_square(a, delta, layer.bias is not None)
+            a = torch.cat([by_position(received, len(labels)) for received, _ in calls], dim=1)
+            sent = [zero_if_none(next(deltas), output) for _, output in calls]
+            delta = torch.cat([by_position(value, len(labels)) for value in sent], dim=1)
+            total += outer_square(a, delta, layer.bias is not None)
     return total
 
 
-def _outer_square(a: Tensor, delta: Tensor, bias: bool) -> Tensor:
+def outer_square(a: Tensor, delta: Tensor, bias: bool) -> Tensor:
     """|sum_t delta_t a_t'|^2 an example, by whichever product is smaller; plus the bias."""
     (_, length, p), q = a.shape, delta.shape[-1]
     if length == 1:
@@ -409,12 +409,12 @@ def _outer_square(a: Tensor, delta: Tensor, bias: bool) -> Tensor:
     return square + delta.sum(1).square().sum(1) if bias else square
 
 
-def _zero_if_none(gradient: Tensor | None, output: Tensor) -> Tensor:
+def zero_if_none(gradient: Tensor | None, output: Tensor) -> Tensor:
     """A layer may run without the loss using what it put out."""
     return torch.zeros_like(output) if gradient is None else gradient
 
 
-def _positions(value: Tensor, n: int) -> Tensor:
+def by_position(value: Tensor, n: int) -> Tensor:
     fits = value.ndim >= 2 and len(value) == n
     require(fits, "layers", f"an input {tuple(value.shape)}", f"the {n} examples as first axis")
     return value.reshape(n, -1, value.shape[-1])
@@ -423,7 +423,7 @@ def _positions(value: Tensor, n: int) -> Tensor:
 def _linear_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list[nn.Linear]:
     linear = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)}
     everything = layers in ("", [""])
-    chosen = {k: m for k, m in linear.items() if everything or _matches(k, layers)}
+    chosen = {k: m for k, m in linear.items() if everything or matches(k, layers)}
     require(bool(chosen), "layers", repr(layers), f"linear layers among {', '.join(linear)}")
     weights = {id(m.weight) for m in chosen.values()}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -435,7 +435,7 @@ def _linear_layers(model: nn.Module, layers: str | Sequence[str] | None) -> list
 
 
 @contextmanager
-def _requiring_grad(layers: Sequence[nn.Linear]) -> Iterator[None]:
+def requiring_grad(layers: Sequence[nn.Linear]) -> Iterator[None]:
     """Frozen layers need a graph too."""
     before = [(p, p.requires_grad) for layer in layers for p in layer.parameters(recurse=False)]
     try:

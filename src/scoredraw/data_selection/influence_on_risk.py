@@ -184,12 +184,12 @@ class _ModelRisk:
         import torch
 
         from scoredraw.data_selection.evaluation import evaluating, on_model_device
-        from scoredraw.data_selection.gradients import _matches
+        from scoredraw.data_selection.gradients import matches
 
         criterion = self.loss or torch.nn.functional.cross_entropy
         data = tuple(on_model_device(self.model, part) for part in self.data)
         weights = {name: p.detach() for name, p in self.model.named_parameters()}
-        chosen = {k: p for k, p in weights.items() if _matches(k, self.parameters)}
+        chosen = {k: p for k, p in weights.items() if matches(k, self.parameters)}
         whole = _outputs_of(self.model)
 
         def risk(moving: dict[str, Any], rows: Any) -> Any:
@@ -305,7 +305,7 @@ def effort_scores(
     from scoredraw.data_selection.evaluation import split_batch
 
     names = lora_last(model) if params == "lora_last" else params
-    chosen = [k for k, _ in model.named_parameters() if g._matches(k, names)]
+    chosen = [k for k, _ in model.named_parameters() if g.matches(k, names)]
     known = ", ".join(k for k, _ in model.named_parameters())[:300]
     require(bool(chosen), "params", repr(params), f"names among {known}")
     layers = None if loss is not None else _linear_layers_of(model, chosen)

@@ -259,13 +259,13 @@ def _flattened(params: Any, v: Any, parameters: str | Sequence[str] | None) -> t
     import torch
     from torch.utils import _pytree as pytree
 
-    from scoredraw.data_selection.gradients import _matches
+    from scoredraw.data_selection.gradients import matches
 
     chosen, wanted = params, v
     if parameters is not None:
         named = isinstance(params, Mapping)
         require(named, "params", type(params).__name__, "a dict, to choose parameters by name")
-        chosen = {k: p for k, p in params.items() if _matches(k, parameters)}
+        chosen = {k: p for k, p in params.items() if matches(k, parameters)}
         known = ", ".join(map(str, params))[:300]
         require(bool(chosen), "parameters", repr(parameters), f"names among {known}")
         wanted = {k: v[k] for k in chosen if k in v}

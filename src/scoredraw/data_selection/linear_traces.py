@@ -32,10 +32,10 @@ from scoredraw.data_selection.evaluation import (
     split_batch,
 )
 from scoredraw.data_selection.gradients import (
-    _matches,
-    _positions,
-    _requiring_grad,
-    _zero_if_none,
+    by_position,
+    matches,
+    requiring_grad,
+    zero_if_none,
 )
 from scoredraw.errors import require
 
@@ -83,7 +83,7 @@ def linear_sites(
     """
     everything = layers == "linear"
     linear = {k: m for k, m in model.named_modules() if is_linear(m)}
-    chosen = {k: m for k, m in linear.items() if everything or k == layers or _matches(k, layers)}
+    chosen = {k: m for k, m in linear.items() if everything or k == layers or matches(k, layers)}
     require(bool(chosen), "layers", repr(layers), f"linear layers among {', '.join(linear)}"[:300])
     _refuse_tied(model, chosen)
     triples = _qkv_triples(chosen) if fuse_qkv else {}
@@ -170,7 +170,7 @@ class TraceReader:
         inputs = on_model_device(self.model, inputs)
         labels = on_model_device(self.model, labels)
         mask = inputs.get(self.mask_key) if isinstance(inputs, Mapping) else None
-        with evaluating(self.model), _requiring_grad(self.modules), torch.enable_grad():
+        with evaluating(self.model), requiring_grad(self.modules), torch.enable_grad():
             with _recorded(self.modules) as runs:
                 outputs = model_outputs(self.model, inputs, self.forward)
             if self.sample:
@@ -181,7 +181,7 @@ class TraceReader:
             require(not silent, "layers", f"{', '.join(silent)}, not run", "layers that are used")
             deltas = iter(torch.autograd.grad(losses.sum(), flat, allow_unused=True))
         sent = {
-            module: [_zero_if_none(next(deltas), output) for _, output in calls]
+            module: [zero_if_none(next(deltas), output) for _, output in calls]
             for module, calls in runs.items()
         }
         return {site.name: _trace(site, runs, sent, len(labels), mask) for site in self.sites}
@@ -210,8 +210,8 @@ def _trace(site: Site, runs: Any, sent: Any, n: int, mask: Tensor | None) -> Tra
         same = len(others) == len(first) and all(a is b for a, b in zip(first, others, strict=True))
         came = f"{site.name}, whose parts read different inputs"
         require(same, "fuse_qkv", came, "fuse_qkv=False")
-    a = torch.cat([_positions(received.detach(), n) for received in first], dim=1)
-    parts = [torch.cat([_positions(d, n) for d in sent[m]], dim=1) for m in site.modules]
+    a = torch.cat([by_position(received.detach(), n) for received in first], dim=1)
+    parts = [torch.cat([by_position(d, n) for d in sent[m]], dim=1) for m in site.modules]
     delta = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     if site.bias:
         a = torch.cat([a, a.new_ones(n, a.shape[1], 1)], dim=2)

@@ -94,7 +94,7 @@ def score_all(
     """
     wanted = list(dict.fromkeys([methods] if isinstance(methods, str) else methods))
     _check_settings(wanted, probe, seeds, epochs, early)
-    x, y = _standardised(features, labels)
+    x, y = standardised_rows(features, labels)
     length = early if EARLY.issuperset(wanted) else epochs
     looks = "forgetting" in wanted
     total, done = seeds * length, 0
@@ -378,7 +378,7 @@ def _check_settings(methods: list[str], probe: str, seeds: int, epochs: int, ear
         require(epochs >= 2, "epochs", epochs, "at least 2 for vog, one checkpoint an epoch")
 
 
-def _standardised(features: ArrayLike, labels: ArrayLike) -> tuple[Array, Index]:
+def standardised_rows(features: ArrayLike, labels: ArrayLike) -> tuple[Array, Index]:
     """Columns of mean 0 and deviation 1 (constant ones 0), labels as 0..C-1."""
     given = to_numpy(features)
     shape_ok = given.ndim == 2 and given.size > 0

@@ -15,7 +15,7 @@ from scoredraw import sampling
 from scoredraw.data_selection.cluster_bandit import Float, Int, Progress, quad_select
 from scoredraw.data_selection.influence import to_numpy
 from scoredraw.data_selection.kronecker import Form, LayerFactors
-from scoredraw.data_selection.probe import _standardised
+from scoredraw.data_selection.probe import standardised_rows
 from scoredraw.draws import Draw
 from scoredraw.errors import require
 from scoredraw.uniforms import Rng, generator
@@ -156,8 +156,8 @@ def _with_reference(
 ) -> tuple[Float, Int]:
     """Standardised features and classes, those of a given reference below the rows."""
     if reference is None:
-        return _standardised(features, labels)
-    x, _ = _standardised(features, labels)
+        return standardised_rows(features, labels)
+    x, _ = standardised_rows(features, labels)
     given, more = (to_numpy(part) for part in reference)
     width = x.shape[1]
     fits = given.ndim == 2 and given.shape[1] == width and len(given) == len(more) > 0
@@ -165,7 +165,7 @@ def _with_reference(
     known = bool(np.isin(more, to_numpy(labels)).all())
     require(known, "reference", "other classes", "the classes of the labels")
     both = np.concatenate([to_numpy(features), given])
-    return _standardised(both, np.concatenate([to_numpy(labels), more]))
+    return standardised_rows(both, np.concatenate([to_numpy(labels), more]))
 
 
 def rows_of_every_class(y: Int, pool: Int, count: int, random: np.random.Generator) -> Int:
