@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the torch extra is not installed")
 
-from scoredraw.papers import real_trials  # noqa: E402
-from scoredraw.papers.selection_trials import STRATIFIED, UNIFORM, Trial  # noqa: E402
-from scoredraw.reports import Report  # noqa: E402
+from scoredraw.papers import real_trials
+from scoredraw.papers.selection_trials import STRATIFIED, UNIFORM, Trial
+from scoredraw.reports import Report
 
 pytestmark = pytest.mark.oracle
 
