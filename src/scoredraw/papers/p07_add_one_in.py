@@ -62,7 +62,7 @@ SCALES = {
     "smoke": Scale(2, (0.18,), 200),
     "quick": Scale(12, (0.18, 0.5, 0.7)),
     "full": Scale(30, SHARES),
-    "study": Scale(100, SHARES, 5000, letter_choices.Scale()),
+    "study": Scale(60, SHARES, 5000, letter_choices.Scale()),
 }
 
 

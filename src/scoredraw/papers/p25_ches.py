@@ -76,7 +76,7 @@ PLANS = {
     "smoke": Plan(2, 1, 12, 12, 50, 4, steps=1),
     "quick": Plan(5, 1, 500, 60, 500),
     "full": Plan(20, 3, 1000, 200, 2000, 100, sweep=(30, 200), slopes=40),
-    "study": Plan(100, 5, 4000, 400, 2000, 200, sweep=(30, 200, 1000), slopes=200),
+    "study": Plan(20, 3, 1000, 200, 2000, 100, sweep=(30, 200), slopes=100),  # and the arms of DPO
 }
 
 
