@@ -30,17 +30,28 @@ def budget_page(plan: BudgetPlan, name: str, money: float) -> Page:
             strict=True,
         )
     ]  # fmt: skip
-    others = list(plan.alternatives)
     columns = ["group", "held", "next batch", "planned", "performance now", "performance then"]
-    for i, row in enumerate(rows):
-        row += [int(plan.alternatives[rule][i]) for rule in others]
-        row += [float(plan.alternative_performance[rule][i]) for rule in others]
-    columns += [*(f"planned, {rule}" for rule in others), *(f"then, {rule}" for rule in others)]
+    others: list[list[Cell]] = [
+        [group, int(planned), *(int(counts[g]) for counts in plan.alternatives.values()),
+         after.value, *(float(r[g]) for r in plan.alternative_performance.values())]
+        for g, (group, planned, after) in enumerate(
+            zip(plan.names, plan.counts, plan.after, strict=True)
+        )
+    ]  # fmt: skip
+    rules = ["plan", *plan.alternatives]
+    heads = [
+        "group",
+        *(f"{rule}: examples" for rule in rules),
+        *(f"{rule}: then" for rule in rules),
+    ]
     return Page(
         title="Of which group to collect the next examples",
         kicker=f"scoredraw plan budget · {name}",
         answer=answer,
-        tables=[ReportTable("The plan", columns, rows)],
+        tables=[
+            ReportTable("The plan", columns, rows),
+            ReportTable("The same money by other rules", ["group", *heads], others),
+        ],
         figures=plan.figures(),
         notes=plan.notes,
         provenance={**written_by(kind="plan"), **stamp()},
