@@ -36,7 +36,7 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sketched", 6),
         ("coverage", 3),
         ("scheduler", 3),
-        ("selection", 3),
+        ("selection", 4),
         ("influence", 2),
         ("transport", 3),
     ],

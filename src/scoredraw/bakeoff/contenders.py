@@ -65,7 +65,7 @@ class Contender:
     @property
     def needs_scores(self) -> bool:
         """Whether its draws start from the method's scores, which do not depend on the size."""
-        if self.method.name == BASELINE or takes(self.method.function, "size"):
+        if not self.method.function or takes(self.method.function, "size"):
             return False
         return not self.draws_itself or takes(self.method.draw, "scores")
 

@@ -39,11 +39,7 @@ def budget_page(plan: BudgetPlan, name: str, money: float) -> Page:
         )
     ]  # fmt: skip
     rules = ["plan", *plan.alternatives]
-    heads = [
-        "group",
-        *(f"{rule}: examples" for rule in rules),
-        *(f"{rule}: then" for rule in rules),
-    ]
+    heads = [f"{rule}: {what}" for what in ("examples", "performance") for rule in rules]
     return Page(
         title="Of which group to collect the next examples",
         kicker=f"scoredraw plan budget · {name}",
