@@ -77,6 +77,25 @@ def load(name: str) -> Dataset:
     raise InputError(f"name: got {name!r}, want one of {', '.join(names())}")
 
 
+def flip_labels(
+    y: NDArray[np.int64], classes: int, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Class labels with a uniform share of them wrong, and which are.
+
+    A wrong label is any other class of the `classes`, each as likely.
+
+    >>> y = np.arange(10) % 3
+    >>> labels, wrong = flip_labels(y, 3, 0.4, 0)
+    >>> int(wrong.sum()), bool(((labels != y) == wrong).all())
+    (4, True)
+    """
+    random, labels, wrong = np.random.default_rng(seed), y.copy(), np.zeros(len(y), bool)
+    rows = random.permutation(len(y))[: round(share * len(y))]
+    wrong[rows] = True
+    labels[rows] = (y[rows] + random.integers(1, classes, len(rows))) % classes
+    return labels, wrong
+
+
 def fashion_mnist() -> Dataset:
     """12,000 images of clothing as (n, 784) uint8 pixels, row by row."""
     with (

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scoredraw.data_selection.representatives import k_center
+from scoredraw.datasets import flip_labels
 from scoredraw.errors import InputError
 from scoredraw.metrics import paired_difference
 from scoredraw.papers import selection_trials as trials
@@ -103,7 +104,7 @@ def test_arms_see_the_same_pool_wrong_labels_and_seed() -> None:
 def test_wrong_labels_are_as_many_as_said_and_even() -> None:
     """10,000 flips over 9 other classes: each within five deviations (99) of 1,111."""
     y = np.zeros(20_000, np.int64)
-    wrong = trials.flipped(y, 10, 0.5, 3)
+    wrong, _ = flip_labels(y, 10, 0.5, 3)
     counts = np.bincount(wrong, minlength=10)
     assert counts[0] == 10_000
     assert np.abs(counts[1:] - 10_000 / 9).max() < 5 * np.sqrt(10_000 / 9 * 8 / 9)

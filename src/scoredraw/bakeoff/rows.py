@@ -37,6 +37,7 @@ from scoredraw.bakeoff.contenders import (
     scoring_seconds,
     seed_of,
 )
+from scoredraw.datasets import flip_labels
 from scoredraw.errors import InputError, require
 from scoredraw.features import (
     Encoder,
@@ -356,22 +357,6 @@ class Reached(NamedTuple):
     picks: list[int]
 
 
-def flipped(y: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """Which labels of a uniform share are wrong, and the labels with those moved to another class.
-
-    >>> wrong, labels = flipped(np.repeat([0, 1, 2], 10), 0.2, 0)
-    >>> int(wrong.sum()), bool((labels != np.repeat([0, 1, 2], 10))[wrong].all())
-    (6, True)
-    """
-    wrong, labels = np.zeros(len(y), bool), y.copy()
-    count = round(share * len(y))
-    if count:
-        rng, classes = np.random.default_rng(seed), int(y.max()) + 1
-        wrong[sampling.uniform(len(y), count, rng=seed).indices] = True
-        labels[wrong] = (y[wrong] + rng.integers(1, classes, count)) % classes
-    return wrong, labels
-
-
 class Repeat:
     """One split of the rows, encoded; a share of its training labels may be wrong."""
 
@@ -386,7 +371,10 @@ class Repeat:
         self.train = np.setdiff1d(np.arange(n), test)
         encoder = Encoder(examples, self.train, vectors)
         y = examples.y[self.train]
-        self.wrong, labels = flipped(y, protocol.flip, seed_of(protocol.seed, repeat, "flip"))
+        labels, self.wrong = y, np.zeros(len(y), bool)
+        if protocol.flip:
+            seed = seed_of(protocol.seed, repeat, "flip")
+            labels, self.wrong = flip_labels(y, len(examples.classes), protocol.flip, seed)
         x = encoder.transform(self.train)
         self.rows = Rows(x, labels, design(x, labels, examples.task))
         self.test = encoder.transform(test), examples.y[test]

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from scoredraw.datasets import Dataset, load
+from scoredraw.datasets import Dataset, flip_labels, load
 from scoredraw.errors import require
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
 from scoredraw.papers.sentence_embeddings import encode
@@ -185,7 +185,9 @@ def run(
     n = len(task.labels)
     check(task, arms, sizes, seeds, flip)
     every = {UNIFORM: draw_uniform, STRATIFIED: draw_by_class, **arms}
-    labels = [flipped(task.labels, task.classes, flip, seed(rng, 1, s)) for s in range(seeds)]
+    labels = [
+        flip_labels(task.labels, task.classes, flip, seed(rng, 1, s))[0] for s in range(seeds)
+    ]
     kept: list[Rows] = [np.arange(n)] * seeds
     spent: dict[int, dict[str, Floats]] = {}
     for size in sizes:
@@ -213,7 +215,7 @@ def run(
     )
 
 
-# ── Uniform arms and wrong labels ────────────────────────────────────────────────────────────────
+# ── Uniform arms ────────────────────────────────────────────────────────────────────────────────
 
 
 def draw_uniform(features: Floats, labels: Rows, size: int, seed: int) -> Rows:
@@ -224,21 +226,6 @@ def draw_uniform(features: Floats, labels: Rows, size: int, seed: int) -> Rows:
 def draw_by_class(features: Floats, labels: Rows, size: int, seed: int) -> Rows:
     """Each class its share, any rows of it."""
     return uniform(len(labels), size, rng=seed, by=labels).indices
-
-
-def flipped(labels: Rows, classes: int, share: float, seed: int) -> Rows:
-    """A share of the labels moved to another class, each other one as likely.
-
-    >>> y = np.arange(10) % 3
-    >>> wrong = flipped(y, 3, 0.4, 0)
-    >>> int((wrong != y).sum()), int(wrong.max())
-    (4, 2)
-    """
-    random = np.random.default_rng(seed)
-    rows = random.permutation(len(labels))[: round(share * len(labels))]
-    changed = labels.copy()
-    changed[rows] = (labels[rows] + random.integers(1, classes, len(rows))) % classes
-    return changed
 
 
 # ── Intents: a perceptron on sentence vectors ────────────────────────────────────────────────────
