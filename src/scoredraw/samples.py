@@ -1,15 +1,15 @@
 """Sampled answers to problems, read from a table: a row a sample, or a row a problem with lists.
 
-The columns `problem` and `correct` are enough for coverage; `answer`, `reward`, `logprob` and
-`tokens` (the sample's length) bring the ways of choosing among answers. Problems keep the order in
-which they first appear, samples their order within a problem; problems may have different numbers
-of samples.
+The columns `problem` and `correct` are enough for coverage; `answer`, `reward`, `logprob`, `text`,
+`tokens` (the sample's length) and `path` (which samples are the same text) bring the ways of
+choosing among answers. Without `answer` the texts are the answers. Problems keep the order in which they
+first appear, samples their order within a problem; problems may have different numbers of samples.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scoredraw.answers import AnswerPool, Equal, Key, group_ragged
 from scoredraw.errors import InputError, require
 
 Float = npt.NDArray[np.float64]
@@ -29,8 +30,7 @@ BUNDLED = {
     "gsm8k-solutions": "gsm8k-solutions.jsonl.gz",
     "smollm2-arith": "smollm2-arith.jsonl.gz",
 }
-COLUMNS = ("problem", "correct", "answer", "reward", "logprob", "tokens")
-NEEDED = ("problem", "correct")
+COLUMNS = ("problem", "correct", "answer", "reward", "logprob", "tokens", "text", "path")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +38,22 @@ class Samples:
     """Problems and their samples; those of problem g lie at offsets[g]:offsets[g + 1].
 
     problems: G names. offsets: int64 (G + 1,). correct: bool (m,). answers: m values, None where
-    none was found. rewards, logprobs (nats, at most 0) and tokens: float64 (m,). What the table
-    lacks is None.
+    none was found. rewards, logprobs (nats, at most 0) and tokens: float64 (m,). texts: m strings;
+    paths: int64 (m,), equal for the same text. places: int64 (m,), the sample's row in the table.
+    What the table lacks is None (`correct` only where it was not asked for).
     """
 
     name: str
     problems: tuple[str, ...]
     offsets: Int
-    correct: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.bool_] | None
     answers: npt.NDArray[np.object_] | None = None
     rewards: Float | None = None
     logprobs: Float | None = None
     tokens: Float | None = None
+    texts: npt.NDArray[np.object_] | None = None
+    paths: Int | None = None
+    places: Int | None = None
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -62,19 +66,51 @@ class Samples:
     @cached_property
     def right(self) -> Int:
         """Correct samples of each problem, int64 (G,)."""
-        return np.add.reduceat(self.correct.astype(np.int64), self.offsets[:-1])
+        return np.add.reduceat(self.grades.astype(np.int64), self.offsets[:-1])
+
+    @property
+    def grades(self) -> npt.NDArray[np.bool_]:
+        """Which samples are correct, bool (m,); InputError where the table did not say."""
+        require(self.correct is not None, "correct", "no such column", "a grade of every sample")
+        assert self.correct is not None
+        return self.correct
 
     def rows(self, problem: int) -> slice:
         """Where the samples of a problem lie."""
         return slice(int(self.offsets[problem]), int(self.offsets[problem + 1]))
 
+    def pools(self, *, equal: Equal | None = None, key: Key | None = None) -> Iterator[AnswerPool]:
+        """The pool of each problem; answers are grouped once (see `answers.group_ragged`).
 
-def read_samples(source: Any, columns: Mapping[str, str] | None = None) -> Samples:
+        Without answers every sample is an answer of its own: votes then mean nothing, scores do.
+        Raises InputError, naming the problem, for what an `AnswerPool` refuses.
+        """
+        answers = np.arange(self.offsets[-1]) if self.answers is None else self.answers
+        codes = group_ragged(answers, self.offsets, equal=equal, key=key)
+        for problem, name in enumerate(self.problems):
+            here = self.rows(problem)
+            mine = codes[here]
+            first = np.unique(mine, return_index=True)[1][int((mine < 0).any()) :]
+            known = {
+                "rewards": self.rewards, "logprobs": self.logprobs, "lengths": self.tokens,
+                "texts": self.texts, "paths": self.paths,
+            }  # fmt: skip
+            parts: dict[str, Any] = {k: None if v is None else v[here] for k, v in known.items()}
+            try:
+                yield AnswerPool(mine, **parts, answers=tuple(answers[here][first]))
+            except InputError as error:
+                raise InputError(f"problem {name[:60]!r}: {error}") from None
+
+
+def read_samples(
+    source: Any, columns: Mapping[str, str] | None = None, *, graded: bool = True
+) -> Samples:
     """Read samples from a file, a glob, a folder, a frame, a mapping of columns, or by name.
 
     source: as in `tables.open_table`, or one of `BUNDLED`. columns: other names for `problem`,
-    `correct`, `answer`, `reward`, `logprob`, `tokens`. `correct` is true/false or 0/1; a column of
-    lists holds one problem a row (`problem` may then be left out). A missing answer (null, NaN or
+    `correct`, `answer`, `reward`, `logprob`, `tokens`, `text`, `path`. `correct` is true/false or
+    0/1; a column of lists holds one problem a row (`problem` may then be left out). graded: whether
+    `correct` must be there. A missing answer (null, NaN or
     empty text) is a sample without an answer; one that is marked correct all the same counts for
     coverage but is no choice, and a warning says how many there are.
 
@@ -95,13 +131,12 @@ def read_samples(source: Any, columns: Mapping[str, str] | None = None) -> Sampl
     name = source if isinstance(source, str) else "samples"
     if isinstance(source, str) and source in BUNDLED and not Path(source).exists():
         with resources.as_file(resources.files("scoredraw") / "data" / BUNDLED[source]) as path:
-            return _from_columns(source, _read(path, named))
-    return _from_columns(Path(name).name, _read(source, named))
+            return _from_columns(source, _read(path, named, graded))
+    return _from_columns(Path(name).name, _read(source, named, graded))
 
 
-def _read(source: Any, named: dict[str, str]) -> dict[str, Any]:
+def _read(source: Any, named: dict[str, str], graded: bool) -> dict[str, Any]:
     """The columns there are, by their role, as Arrow arrays without lists."""
-    import pyarrow as pa
 
     from scoredraw.tables import open_table
 
@@ -110,40 +145,48 @@ def _read(source: Any, named: dict[str, str]) -> dict[str, Any]:
         table.require_columns([column], role)
     roles = {role: named.get(role, role) for role in COLUMNS}
     roles = {role: column for role, column in roles.items() if column in table.column_names}
-    table.require_columns([named.get("correct", "correct")], "correct")
+    if graded:
+        table.require_columns([named.get("correct", "correct")], "correct")
+    said = [role for role in ("correct", "answer", "text") if role in roles]
+    wanted = "a column of answers or texts (or of grades)"
+    require(bool(said), "input", f"columns {', '.join(table.column_names)}", wanted)
     found = table.read(list(dict.fromkeys(roles.values())))
     arrays = {role: found[column].combine_chunks() for role, column in roles.items()}
-    if pa.types.is_list(arrays["correct"].type) or pa.types.is_large_list(arrays["correct"].type):
-        return _flat(arrays)
+    if _listed(arrays[said[0]]):
+        return _flat(arrays, said[0])
     table.require_columns([roles.get("problem", "problem")], "problem")
     return arrays
 
 
-def _flat(arrays: dict[str, Any]) -> dict[str, Any]:
-    """One problem a row, lists of samples -> one sample a row."""
+def _listed(column: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(column.type) or pa.types.is_large_list(column.type))
+
+
+def _flat(arrays: dict[str, Any], first: str) -> dict[str, Any]:
+    """One problem a row, lists of samples (in the column `first` too) -> one sample a row."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    lengths = pc.list_value_length(arrays["correct"])
+    lengths = pc.list_value_length(arrays[first])
     sizes = lengths.fill_null(0).to_numpy(zero_copy_only=False)
     empty = np.flatnonzero(sizes == 0)
-    require(len(empty) == 0, "correct", f"row {_first(empty)} without samples", "at least one")
+    require(len(empty) == 0, first, f"row {_first(empty)} without samples", "at least one")
     problem = np.repeat(np.arange(len(sizes)), sizes)
     names = arrays.get("problem", pa.array(np.arange(len(sizes)).astype(str)))
     flat = {"problem": names.take(pa.array(problem))}
     for role, column in arrays.items():
         if role == "problem":
             continue
-        listed = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-        same = listed and pc.list_value_length(column).equals(lengths)
-        require(same, role, "lists of other lengths than correct's", "one value a sample")
+        same = _listed(column) and pc.list_value_length(column).equals(lengths)
+        require(same, role, f"lists of other lengths than {first}'s", "one value a sample")
         flat[role] = column.flatten()
     return flat
 
 
 def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
     """Check the columns, and bring the samples of a problem together."""
-    import pyarrow as pa
 
     problem = columns["problem"]
     require(problem.null_count == 0, "problem", "an empty cell", "a problem in every row")
@@ -151,8 +194,8 @@ def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     order = np.argsort(codes, kind="stable")
     correct = _numbers(columns, "correct")
-    assert correct is not None
-    _check(correct, "correct", (correct == 0) | (correct == 1), "true or false, 1 or 0")
+    if correct is not None:
+        _check(correct, "correct", (correct == 0) | (correct == 1), "true or false, 1 or 0")
     rewards, logprobs, tokens = (_numbers(columns, r) for r in ("reward", "logprob", "tokens"))
     for role, values, low, high in (
         ("reward", rewards, -np.finfo(float).max, np.finfo(float).max),
@@ -162,24 +205,50 @@ def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
         wanted = {"reward": "a finite number", "logprob": "at most 0", "tokens": "at least 1"}[role]
         if values is not None:
             _check(values, role, (low <= values) & (values <= high), wanted)
-    answers = None
-    if "answer" in columns:
-        kind = columns["answer"].type
-        require(not pa.types.is_nested(kind), "answer", f"values of type {kind}", "text or numbers")
-        answers = np.array([_known(v) for v in columns["answer"].to_pylist()] + [None], object)[:-1]
+    texts = None if "text" not in columns else _strings(columns["text"])
+    answers = _answers(columns, texts)
+    if answers is not None and correct is not None:
         mute = int(correct[[answer is None for answer in answers]].sum())
         if mute:
             text = f"{mute:,} samples are marked correct but have no answer: none can be chosen"
             warnings.warn(text, stacklevel=3)
+    paths = None
+    if "path" in columns:
+        paths = columns["path"].dictionary_encode().indices.fill_null(-1)
+        paths = paths.to_numpy(zero_copy_only=False).astype(np.int64)
     counts = np.bincount(codes)
     return Samples(
         name,
         tuple(str(value) for value in encoded.dictionary.to_pylist()),
         np.concatenate([[0], np.cumsum(counts)]),
-        correct[order] == 1,
-        None if answers is None else answers[order],
-        *(None if values is None else values[order] for values in (rewards, logprobs, tokens)),
+        None if correct is None else correct[order] == 1,
+        *(
+            None if values is None else values[order]
+            for values in (answers, rewards, logprobs, tokens, texts, paths)
+        ),
+        order,
     )
+
+
+def _strings(column: Any) -> npt.NDArray[np.object_]:
+    import pyarrow as pa
+
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    require(text or pa.types.is_null(column.type), "text", f"values of type {column.type}", "text")
+    return np.array([value or "" for value in column.to_pylist()] + [None], object)[:-1]
+
+
+def _answers(
+    columns: dict[str, Any], texts: npt.NDArray[np.object_] | None
+) -> npt.NDArray[np.object_] | None:
+    """The answers, None where there is none; without a column of them the texts."""
+    import pyarrow as pa
+
+    if "answer" not in columns:
+        return None if texts is None else np.array([t or None for t in texts] + [None], object)[:-1]
+    kind = columns["answer"].type
+    require(not pa.types.is_nested(kind), "answer", f"values of type {kind}", "text or numbers")
+    return np.array([_known(v) for v in columns["answer"].to_pylist()] + [None], object)[:-1]
 
 
 def _numbers(columns: dict[str, Any], role: str) -> Float | None:

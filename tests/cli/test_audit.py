@@ -30,7 +30,7 @@ def own(tmp_path: Path) -> str:
     return str(path)
 
 
-OWN = ["--problem", "task", "--correct", "passed"]
+OWN = ["--columns", "problem=task,correct=passed"]
 
 
 def test_the_audit_of_real_samples(scoredraw, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_audit_of_ones_own_samples(scoredraw, own: str) -> None:
         (["--ks", "two"], "ks: got 'two', want whole numbers"),
         (["--beyond", "2"], "beyond: got"),
         (["--target", "1.5"], "target: got 1.5"),
-        (["--answer", "nothing"], "answer: got 'nothing', want one of the columns"),
+        (["--columns", "answer=nothing"], "answer: got 'nothing', want one of the columns"),
         (["--output-price", "1"], "output_price: got one for samples without lengths"),
         (["--report", "/nowhere/page.html"], "report: got"),
     ],

@@ -213,7 +213,7 @@ def test_texts_and_a_models_name(
     want = score_preference_dataset(model, tokenizer, PAIRS[:2], measures=["ln_ches"])["ln_ches"]
     np.testing.assert_allclose(scores, want, rtol=1e-5)
     wide = tiny()
-    monkeypatch.setattr("scoredraw.models.small_model", lambda: (wide, tokenizer))
+    monkeypatch.setattr("scoredraw.small_models.small_model", lambda: (wide, tokenizer))
     chat = ches_pairs(*columns, measure="ches", chat=True)
     chats = [conversation(pair) for pair in PAIRS[:2]]
     want = score_preference_dataset(wide, tokenizer, chats, measures=["ches"])["ches"]

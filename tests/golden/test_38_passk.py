@@ -11,7 +11,8 @@ import pytest
 from scoredraw.language.coverage import coverage_curve, fit_power_law, pass_at_k
 from scoredraw.language.coverage_models import BetaBinomial
 from scoredraw.language.inference_cost import inference_flops
-from scoredraw.language.selection import CLOSED, LISTED, METHODS, select_at_k
+from scoredraw.language.selection import METHODS
+from scoredraw.language.selection_curves import CLOSED, LISTED, select_at_k
 
 pytestmark = pytest.mark.golden
 

@@ -14,13 +14,9 @@ import numpy as np
 import pytest
 
 from scoredraw.errors import InputError, MissingExtraError
-from scoredraw.models import (
-    ModelError,
-    ServerModel,
-    TextModel,
-    TransformersModel,
-    small_model,
-)
+from scoredraw.model_servers import ModelError, ServerModel
+from scoredraw.models import TextModel, TransformersModel
+from scoredraw.small_models import small_model
 
 pytestmark = pytest.mark.contract
 

@@ -16,23 +16,19 @@ from scipy import stats
 from scoredraw.answers import AnswerPool
 from scoredraw.errors import InputError
 from scoredraw.language.coverage import pass_at_k
+from scoredraw.language.majority_at_k import binomial_pmf, majority_credit
 from scoredraw.language.selection import (
-    CLOSED,
-    DRAWN,
-    LISTED,
     METHODS,
     best_of_n,
-    binomial_pmf,
     likeliest,
     likeliest_in_all,
-    majority_credit,
     majority_vote,
     probability_vote,
-    select_at_k,
     total_probability_vote,
     uniform,
     weighted_vote,
 )
+from scoredraw.language.selection_curves import CLOSED, DRAWN, LISTED, select_at_k
 
 BY_PROBABILITY = [likeliest, likeliest_in_all, probability_vote, total_probability_vote]
 SELECTORS = [uniform, majority_vote, weighted_vote, best_of_n, *BY_PROBABILITY]

@@ -148,7 +148,7 @@ def test_the_embedded_pairs_are_answers_to_one_problem() -> None:
 def test_the_study_judges_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for package in ("trl", "peft", "datasets"):
         pytest.importorskip(package)
-    monkeypatch.setattr("scoredraw.models.small_model", tiny_model)
+    monkeypatch.setattr("scoredraw.small_models.small_model", tiny_model)
     short = [{k: [{**pair[k][0], "content": pair[k][0]["content"][-40:]}] for k in pair}
              for pair in study.conversations()[:12]]  # fmt: skip
     monkeypatch.setattr(study, "conversations", lambda: short)
@@ -163,7 +163,7 @@ def test_the_study_judges_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert len(records) == 4 + 1 + len(study.ARMS)
     arms = {(r["seed"], r["arm"]): r for r in records if "arm" in r}
     assert all(r["pairs"] == 4 and len(r["held out, chosen"]) == 3 for r in arms.values())
-    monkeypatch.setattr("scoredraw.models.small_model", None)  # all is in the journal
+    monkeypatch.setattr("scoredraw.small_models.small_model", None)  # all is in the journal
     again = Report(paper=25, scale="study", seed=0)
     study.add_slopes(again, 0, 4)
     study.add_arms(again, 0)

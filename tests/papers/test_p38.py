@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scoredraw.language.selection import SelectionCurve
+from scoredraw.language.selection_curves import SelectionCurve
 from scoredraw.papers import p38_large_language_monkeys as p38
 from scoredraw.papers.p38_large_language_monkeys import BETA, PLUG_IN, POWER
 from scoredraw.reports import Report, run_paper

@@ -24,7 +24,8 @@ from scoredraw.bakeoff.display import capital
 from scoredraw.bakeoff.rows import Progress
 from scoredraw.errors import InputError, require
 from scoredraw.language.coverage_audit import selection_curve, usable_methods
-from scoredraw.language.selection import METHODS, SelectionCurve
+from scoredraw.language.selection import METHODS
+from scoredraw.language.selection_curves import SelectionCurve
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
 from scoredraw.pages import Page
 from scoredraw.reports import Figure, ReportTable, Series, plain, stamp

@@ -10,17 +10,12 @@ import typer
 
 from scoredraw.cli.compare import check_report, progress_bar
 from scoredraw.cli.options import (
-    AnswerColumn,
-    CorrectColumn,
     Json,
-    LogprobColumn,
-    ProblemColumn,
     ReportPage,
-    RewardColumn,
+    SampleColumns,
     SamplesInput,
     Seed,
     Sizes,
-    TokensColumn,
     named_columns,
     whole,
 )
@@ -64,12 +59,7 @@ def passk(
         float | None,
         typer.Option(min=0, help="Price of a million cached tokens.", metavar="PRICE"),
     ] = None,
-    problem: ProblemColumn = None,
-    correct: CorrectColumn = None,
-    answer: AnswerColumn = None,
-    reward: RewardColumn = None,
-    logprob: LogprobColumn = None,
-    tokens: TokensColumn = None,
+    columns: SampleColumns = None,
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[int, typer.Option(min=1, help="Of the problems, for intervals.")] = 1000,
     seed: Seed = 0,
@@ -87,8 +77,7 @@ def passk(
 
     if report is not None:
         check_report(report)
-    columns = named_columns(problem, correct, answer, reward, logprob, tokens)
-    found = read_samples(samples, columns)
+    found = read_samples(samples, named_columns(columns))
     price = price_of(found, prompt_tokens, input_price, output_price, cached_price)
     with progress_bar() as progress:
         audit = audit_coverage(

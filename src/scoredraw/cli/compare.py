@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scoredraw.cli.options import (
-    AnswerColumn,
-    CorrectColumn,
     Json,
-    LogprobColumn,
-    ProblemColumn,
     ReportPage,
-    RewardColumn,
+    SampleColumns,
     SamplesInput,
     Seed,
     Sizes,
     Target,
-    TokensColumn,
     Workers,
     named_columns,
     whole,
@@ -122,12 +117,7 @@ def answers(
         ),
     ] = None,
     ks: Sizes = None,
-    problem: ProblemColumn = None,
-    correct: CorrectColumn = None,
-    answer: AnswerColumn = None,
-    reward: RewardColumn = None,
-    logprob: LogprobColumn = None,
-    tokens: TokensColumn = None,
+    columns: SampleColumns = None,
     repeats: Annotated[int, typer.Option(help="Random subsets where nothing is exact.")] = 1000,
     seed: Seed = 0,
     report: ReportPage = None,
@@ -138,11 +128,10 @@ def answers(
 
     if report is not None:
         check_report(report)
-    columns = named_columns(problem, correct, answer, reward, logprob, tokens)
     with progress_bar() as progress:
         result = compare_answers(
             samples, methods, whole(ks, "ks"),
-            columns=columns, repeats=repeats, seed=seed, progress=progress,
+            columns=named_columns(columns), repeats=repeats, seed=seed, progress=progress,
         )  # fmt: skip
     deliver(result, print_choices, report, as_json)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scoredraw.errors import InputError
+from scoredraw.errors import InputError, require
 from scoredraw.execution import Engine
 
 Input = Annotated[
@@ -62,7 +62,8 @@ SamplesInput = Annotated[
     str,
     typer.Argument(
         metavar="SAMPLES",
-        help="A row a sample (or a row a problem, with lists), or smollm2-arith, gsm8k-solutions.",
+        help="A row a sample (or a row a problem, with lists), or a bundled set: "
+        "smollm2-arith, gsm8k-smollm2, gsm8k-solutions.",
         show_default=False,
     ),
 ]
@@ -70,12 +71,14 @@ Sizes = Annotated[
     str | None,
     typer.Option("--ks", help="Numbers of samples.", metavar="K,...", show_default="1,2,4,...,n"),
 ]
-ProblemColumn = Annotated[str | None, typer.Option("--problem", help="Its column.", metavar="COL")]
-CorrectColumn = Annotated[str | None, typer.Option("--correct", help="Its column.", metavar="COL")]
-AnswerColumn = Annotated[str | None, typer.Option("--answer", help="Its column.", metavar="COL")]
-RewardColumn = Annotated[str | None, typer.Option("--reward", help="Its column.", metavar="COL")]
-LogprobColumn = Annotated[str | None, typer.Option("--logprob", help="Its column.", metavar="COL")]
-TokensColumn = Annotated[str | None, typer.Option("--tokens", help="Its column.", metavar="COL")]
+SampleColumns = Annotated[
+    str | None,
+    typer.Option(
+        help="Your names of problem, correct, answer, reward, logprob, tokens, text, path.",
+        metavar="ROLE=COL,...",
+    ),
+]
+Equal = Annotated[str, typer.Option(help="Answers are the same as text (exact) or as math.")]
 
 
 def split(text: str | None) -> list[str] | None:
@@ -83,11 +86,16 @@ def split(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def named_columns(*names: str | None) -> dict[str, str]:
-    """The columns that a person named, by their roles in `samples.COLUMNS`."""
-    from scoredraw.samples import COLUMNS
+def named_columns(text: str | None) -> dict[str, str]:
+    """What `--columns ROLE=COL,...` says.
 
-    return {role: name for role, name in zip(COLUMNS, names, strict=True) if name is not None}
+    >>> named_columns("problem=task,correct=passed")
+    {'problem': 'task', 'correct': 'passed'}
+    """
+    pairs = [part.partition("=") for part in split(text) or []]
+    wrong = ["".join(pair) for pair in pairs if not all(pair)]
+    require(not wrong, "columns", repr((wrong or [""])[0]), "ROLE=COL, as in problem=task")
+    return {role.strip(): column.strip() for role, _, column in pairs}
 
 
 def whole(text: str | None, argument: str) -> list[int] | None:

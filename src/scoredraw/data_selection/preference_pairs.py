@@ -32,7 +32,7 @@ from scoredraw.data_selection.likelihood_displacement import (
     shift_completion_mask,
 )
 from scoredraw.errors import require
-from scoredraw.models import load_model
+from scoredraw.small_models import load_model
 
 try:
     from transformers import TrainerCallback

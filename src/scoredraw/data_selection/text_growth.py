@@ -13,8 +13,9 @@ from scoredraw.choosers import Chooser
 from scoredraw.data_selection.add_one_in import LLMChooser, LogprobChooser
 from scoredraw.draws import Draw
 from scoredraw.errors import require
-from scoredraw.models import ServerModel, load_model
+from scoredraw.model_servers import ServerModel
 from scoredraw.set_selection import add_one_in
+from scoredraw.small_models import load_model
 from scoredraw.uniforms import Rng
 
 

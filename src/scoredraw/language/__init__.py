@@ -10,8 +10,8 @@ __getattr__, __dir__, __all__ = exports(
         "coverage_models": "PowerLaw BetaBinomial",
         "inference_cost": "flops_per_token inference_flops api_price cost_to_reach ReachCost",
         "coverage_audit": "audit_coverage CoverageAudit Replay",
-        "selection": "select_at_k SelectionCurve uniform uniform_answered majority_vote "
-        "best_of_n weighted_vote likeliest likeliest_in_all probability_vote "
-        "total_probability_vote",
+        "selection": "uniform uniform_answered majority_vote best_of_n weighted_vote likeliest "
+        "likeliest_in_all probability_vote total_probability_vote standing",
+        "selection_curves": "select_at_k accuracy_at_k SelectionCurve",
     },
 )

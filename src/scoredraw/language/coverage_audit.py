@@ -32,7 +32,8 @@ from scoredraw.language.coverage import (
     plug_in_coverage,
 )
 from scoredraw.language.inference_cost import ReachCost, cost_to_reach
-from scoredraw.language.selection import METHODS, SelectionCurve, select_at_k
+from scoredraw.language.selection import METHODS
+from scoredraw.language.selection_curves import SelectionCurve, accuracy_at_k
 from scoredraw.metrics import Estimate, bootstrap_interval
 from scoredraw.samples import Samples, read_samples
 from scoredraw.uniforms import generator
@@ -221,21 +222,11 @@ def usable_methods(samples: Samples) -> list[str]:
 def selection_curve(
     samples: Samples, method: Any, ks: Any, *, exact: bool = True, repeats: int = 100, rng: int = 0
 ) -> SelectionCurve:
-    """`selection.select_at_k` of samples read from a table.
-
-    Without answers every sample is an answer of its own: votes then mean nothing, scores do.
-    """
-    rows = [samples.rows(i) for i in range(len(samples))]
-    answers = np.arange(len(samples.correct)) if samples.answers is None else samples.answers
-
-    def split(values: Any) -> Any:
-        return None if values is None else [values[row] for row in rows]
-
-    return select_at_k(
-        split(answers), split(samples.rewards), split(samples.correct), ks, method,
-        exact=exact, repeats=repeats, rng=rng,
-        logprobs=split(samples.logprobs), lengths=split(samples.tokens),
-    )  # fmt: skip
+    """`selection_curves.accuracy_at_k` of samples read from a table (see `Samples.pools`)."""
+    pools = list(samples.pools())
+    grades = np.split(samples.grades.astype(np.float64), samples.offsets[1:-1])
+    credit = [np.where(pool.null, 0.0, g) for pool, g in zip(pools, grades, strict=True)]
+    return accuracy_at_k(pools, credit, ks, method, exact=exact, repeats=repeats, rng=rng)
 
 
 def _selectors(

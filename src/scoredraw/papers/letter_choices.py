@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from scoredraw import datasets
 from scoredraw.data_selection.add_one_in import LetterBias, LogprobChooser, letter_bias
 from scoredraw.metrics import mean_interval
-from scoredraw.models import small_model
 from scoredraw.papers.sentence_embeddings import cache_directory, encode
 from scoredraw.reports import Claim, Figure, Report, ReportTable, Series
 from scoredraw.sampling import uniform
 from scoredraw.set_selection import SelectionLog, add_one_in
+from scoredraw.small_models import small_model
 from scoredraw.uniforms import generator
 
 LETTERS = 10

@@ -35,7 +35,8 @@ from scoredraw.language.coverage import (
 from scoredraw.language.coverage_audit import selection_curve
 from scoredraw.language.coverage_models import BetaBinomial, PowerLaw, fit_tallies, least_squares
 from scoredraw.language.inference_cost import cost_to_reach, inference_flops
-from scoredraw.language.selection import METHODS, SelectionCurve
+from scoredraw.language.selection import METHODS
+from scoredraw.language.selection_curves import SelectionCurve
 from scoredraw.metrics import Estimate, bootstrap_interval
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 from scoredraw.samples import Samples, read_samples

@@ -72,7 +72,7 @@ def measured_slopes(journal: Journal, pairs: list[Pair], rng: int, n: int) -> li
     known = {record["pair"]: record for record in journal.records() if "pair" in record}
     missing = [row for row in chosen if row not in known]
     if missing:
-        from scoredraw.models import small_model
+        from scoredraw.small_models import small_model
 
         model, tokenizer = small_model()
         for row in missing:
@@ -172,7 +172,7 @@ def measured_arm(journal: Journal, pairs: list[Pair], seed: int, arm: str) -> di
     pool, others = [pairs[i] for i in drawn[:POOL]], [pairs[i] for i in drawn[POOL:]]
     scored = next((record for record in records if "ln_ches" in record), None)
     if scored is None:
-        from scoredraw.models import small_model
+        from scoredraw.small_models import small_model
 
         found = pp.score_preference_dataset(*small_model(), pool, measures=["ln_ches", "edit"])
         scored = {"seed": seed, **{name: values.tolist() for name, values in found.items()}}
@@ -198,7 +198,7 @@ def train(pairs: Sequence[Pair], others: Sequence[Pair], arm: str, seed: int) ->
     import peft
     import trl
 
-    from scoredraw.models import small_model
+    from scoredraw.small_models import small_model
 
     started = time.perf_counter()
     model, tokenizer = small_model()
