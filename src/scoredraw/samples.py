@@ -2,8 +2,9 @@
 
 The columns `problem` and `correct` are enough for coverage; `answer`, `reward`, `logprob`, `text`,
 `tokens` (the sample's length) and `path` (which samples are the same text) bring the ways of
-choosing among answers. Without `answer` the texts are the answers. Problems keep the order in which they
-first appear, samples their order within a problem; problems may have different numbers of samples.
+choosing among answers. Without `answer` the texts are the answers. Problems keep the order in which
+they first appear, samples their order within a problem; problems may have different numbers of
+samples.
 """
 
 from __future__ import annotations
@@ -214,8 +215,9 @@ def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
             warnings.warn(text, stacklevel=3)
     paths = None
     if "path" in columns:
-        paths = columns["path"].dictionary_encode().indices.fill_null(-1)
-        paths = paths.to_numpy(zero_copy_only=False).astype(np.int64)
+        require(columns["path"].null_count == 0, "path", "an empty cell", "one in every row")
+        indices = columns["path"].dictionary_encode().indices
+        paths = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     counts = np.bincount(codes)
     return Samples(
         name,

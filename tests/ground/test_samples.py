@@ -41,6 +41,44 @@ def test_samples_of_a_problem_come_together_in_their_order() -> None:
     assert samples.answers[samples.rows(1)].tolist() == [None, "3"]
 
 
+def test_without_grades_texts_are_enough() -> None:
+    table = {"problem": ["a", "b", "a", "a"], "text": ["x", "", "y", "x"]}
+    samples = read_samples(table, graded=False)
+    assert samples.correct is None
+    assert samples.places is not None
+    assert samples.places.tolist() == [0, 2, 3, 1]
+    first, second = samples.pools()
+    assert (first.codes.tolist(), second.codes.tolist()) == ([0, 1, 0], [-1])
+    assert first.answers == ("x", "y")
+    assert first.path_codes.tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match="correct: got no such column, want a grade"):
+        _ = samples.right
+    with pytest.raises(InputError, match="correct"):
+        read_samples(table)
+    with pytest.raises(InputError, match="input: got columns problem, want a column of answers"):
+        read_samples({"problem": ["a"]}, graded=False)
+
+
+def test_paths_say_which_samples_are_one_text() -> None:
+    table = {"problem": ["a"] * 4, "correct": [0, 0, 1, 1], "answer": ["1", "1", "2", "2"]}
+    pools = read_samples({**table, "path": ["p", "q", "p", "r"]}).pools()
+    assert next(pools).path_codes.tolist() == [0, 1, 0, 2]
+    with pytest.raises(InputError, match="path: got an empty cell"):
+        read_samples({**table, "path": ["p", "q", "p", None]})
+    assert next(read_samples(table).pools()).path_codes.tolist() == [0, 1, 2, 3]
+
+
+def test_pools_of_problems_of_different_sizes() -> None:
+    samples = read_samples(LONG)
+    pools = list(samples.pools(key=lambda answer: "x"))
+    assert [pool.codes.tolist() for pool in pools] == [[0, 0, 0], [-1, 0]]
+    assert pools[0].rewards is not None
+    assert pools[0].rewards.tolist() == [0.5, -3.0, 0.0]
+    broken = {"problem": ["long"], "correct": [0], "answer": ["1"], "tokens": [1.5]}
+    with pytest.raises(InputError, match="problem 'long': lengths: got 1.5 at index 0"):
+        list(read_samples(broken).pools())
+
+
 def test_lists_and_rows_say_the_same(tmp_path: Path) -> None:
     rows = [
         {"problem": p, "correct": c, "answer": a, "logprob": logprob}

@@ -57,7 +57,8 @@ def few_shot(problems: Sequence[dict[str, str]]) -> str:
 
 def _example(problem: dict[str, str]) -> str:
     steps = CALCULATOR.sub("", problem["answer"].split("####")[0]).strip().replace("\n", " ")
-    return f"Question: {problem['question']}\nAnswer: {steps} The answer is {truth_of(problem)}.\n\n"
+    answer = f"{steps} The answer is {truth_of(problem)}."
+    return f"Question: {problem['question']}\nAnswer: {answer}\n\n"
 
 
 def sample_row(problem: dict[str, str], sample: Completion) -> dict[str, Any]:
