@@ -19,6 +19,7 @@ from benchmarks import (
     influence,
     matrices,
     races,
+    rpc,
     selection,
     sketches,
     transport,
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "selection": selection.selection,
     "influence": influence.influence,
     "transport": transport.transport,
+    "rpc": rpc.rpc,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (

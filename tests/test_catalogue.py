@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scoredraw import registry
 from scoredraw.cli import papers as command
 from scoredraw.errors import InputError, MissingExtraError
+from scoredraw.samples import COLUMNS
 
 pytestmark = pytest.mark.contract
 
@@ -83,7 +84,7 @@ def test_api_resolves(reference):
 
 @pytest.mark.parametrize("method", registry.methods(), ids=lambda m: f"{m.kind}-{m.name}")
 def test_methods_resolve(method):
-    places = [place for place in (method.function, method.draw) if place]
+    places = [place for place in (method.function, method.draw, method.standing) if place]
     assert places
     for place in places:
         found = _resolved(place, method.extra)
@@ -92,6 +93,7 @@ def test_methods_resolve(method):
         assert callable(registry.resolve(f"scoredraw.sampling:{method.scheme}"))
     assert method.paper == 0 or registry.paper(method.paper).status != "planned"
     assert method.summary.endswith(".")
+    assert set(method.needs) <= set(COLUMNS)
 
 
 def _resolved(reference: str, extra: str = ""):

@@ -91,6 +91,9 @@ class Method:
     needed). scheme: the draw its scores get by default. draw: makes the whole draw itself, or "".
     easy: the end of the scores ("low" or "high") at which the least informative examples lie.
     takes: what it takes where that is not the kind's own input (see `example_inputs`).
+    Of a choice among answers: needs: the columns of `samples.COLUMNS` it can't do without;
+    standing: how each sample stands, for choices of several; confidence: what
+    `answer_calibration.calibration_at_k` calls its confidence, "" where it has none.
     """
 
     kind: str
@@ -103,6 +106,9 @@ class Method:
     draw: str = ""
     easy: str = "low"
     takes: str = ""
+    needs: tuple[str, ...] = ()
+    standing: str = ""
+    confidence: str = ""
 
 
 @cache
@@ -112,7 +118,8 @@ def _catalogue() -> tuple[tuple[Paper, ...], tuple[Method, ...]]:
     for row in tables["paper"]:
         lists = {name: tuple(row[name]) for name in ("keywords", "api")}
         found.append(Paper(**{**row, **lists}))
-    return tuple(found), tuple(Method(**row) for row in tables["method"])
+    methods_ = [{**row, "needs": tuple(row.get("needs", ()))} for row in tables["method"]]
+    return tuple(found), tuple(Method(**row) for row in methods_)
 
 
 def papers() -> tuple[Paper, ...]:

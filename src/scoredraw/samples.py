@@ -10,7 +10,7 @@ samples.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -79,6 +79,16 @@ class Samples:
     def rows(self, problem: int) -> slice:
         """Where the samples of a problem lie."""
         return slice(int(self.offsets[problem]), int(self.offsets[problem + 1]))
+
+    def lacks(self, columns: Iterable[str]) -> list[str]:
+        """Which of some columns the table did not have.
+
+        >>> read_samples("gsm8k-solutions").lacks(("answer", "logprob"))
+        ['logprob']
+        """
+        here = {"answer": self.answers, "reward": self.rewards, "logprob": self.logprobs,
+                "tokens": self.tokens, "text": self.texts, "correct": self.correct}  # fmt: skip
+        return [column for column in columns if here[column] is None]
 
     def pools(self, *, equal: Equal | None = None, key: Key | None = None) -> Iterator[AnswerPool]:
         """The pool of each problem; answers are grouped once (see `answers.group_ragged`).

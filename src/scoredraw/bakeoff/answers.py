@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 
 from scoredraw import registry
+from scoredraw.answers import Equal
 from scoredraw.bakeoff.comparison import Entry, listing, places, verdicts
 from scoredraw.bakeoff.contenders import BASELINE
 from scoredraw.bakeoff.display import capital
 from scoredraw.bakeoff.rows import Progress
 from scoredraw.errors import InputError, require
-from scoredraw.language.coverage_audit import selection_curve, usable_methods
+from scoredraw.language.answer_calibration import CalibrationCurve, brier_score, calibration_at_k
 from scoredraw.language.selection import METHODS
-from scoredraw.language.selection_curves import SelectionCurve
+from scoredraw.language.selection_curves import SelectionCurve, accuracy_at_k
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
 from scoredraw.pages import Page
 from scoredraw.reports import Figure, ReportTable, Series, plain, stamp
 from scoredraw.samples import Samples, read_samples
 
 CEILING = "oracle"
+CALIBRATED = 20  # random subsets whose confidences are judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,14 @@ class AnswerComparison:
     """Every method at every k, against a sample chosen uniformly.
 
     curves: method -> accuracy at `ks`, with a value a problem; seconds: of each method.
+    calibration: method -> its confidences at `ks`, of those methods that have any.
     """
 
     samples: Samples = field(repr=False)
     protocol: dict[str, Any]
     curves: dict[str, SelectionCurve] = field(repr=False)
     seconds: dict[str, float]
+    calibration: dict[str, CalibrationCurve] = field(default_factory=dict, repr=False)
 
     @property
     def methods(self) -> list[str]:
@@ -131,6 +135,12 @@ class AnswerComparison:
                 f"{listing(random)}: {repeats} random subsets where there are more than 100,000, "
                 "all of them otherwise; the rest is exact."
             )
+        if self.calibration:
+            known.append(
+                "Calibration: what a method says of its own choice, against the credit it earns; "
+                f"means over {CALIBRATED} random subsets. 0 is best for both numbers; the Brier "
+                "score also falls with accuracy."
+            )
         if self.samples.answers is None:
             known.append("The samples have no answers, so nothing can be put to the vote.")
         return known
@@ -146,6 +156,10 @@ class AnswerComparison:
             "problems": len(self.samples),
             "answer": self.answer,
             "leaderboard": board,
+            "calibration": {
+                name: {"k": curve.k.tolist(), "ece": curve.ece.tolist(), "brier": brier(curve)}
+                for name, curve in self.calibration.items()
+            },
             "coverage": dict(zip(map(str, self.protocol["ks"]), self.ceiling, strict=True)),
             "protocol": self.protocol,
             "notes": self.notes,
@@ -165,7 +179,7 @@ class AnswerComparison:
             [m, *(percent(entry.value) for entry in self.of(m))] for m in self.ranking
         ]
         values.append(["some sample is right", *map(percent, self.ceiling)])
-        return [
+        found = [
             ReportTable(
                 "Gain in accuracy over a sample chosen uniformly, percentage points",
                 ["method", "against uniform", *heads],
@@ -174,6 +188,21 @@ class AnswerComparison:
             ),
             ReportTable("Accuracy, %", ["method", *heads], values, "95 % t intervals."),
         ]
+        if self.calibration:
+            sure: list[list[Any]] = [
+                [m, *(f"{100 * e:.1f} · {b:.3f}" for e, b in zip(c.ece, c.brier, strict=True))]
+                for m in self.ranking
+                if (c := self.calibration.get(m)) is not None
+            ]
+            found.append(
+                ReportTable(
+                    "Calibration: expected calibration error, % · Brier score",
+                    ["method", *heads],
+                    sure,
+                    "Whether a confidence can be believed, whatever the accuracy.",
+                )
+            )
+        return found
 
     def page(self) -> Page:
         """The report as a self-contained HTML page."""
@@ -197,6 +226,17 @@ class AnswerComparison:
                 caption="Right of the line is better. All intervals hold together.",
             ),
         ]  # fmt: skip
+        if self.calibration:
+            sure = [
+                Series(m, ks, *_bounds(brier(curve))) for m, curve in self.calibration.items()
+            ]
+            figures.append(
+                Figure(
+                    "line", "Calibration against the samples to choose from", "samples k",
+                    "Brier score of the confidence", sure, log_x=True,
+                    caption="Lower is better. 95 % t intervals over problems.",
+                )
+            )  # fmt: skip
         return Page(
             title="Which answer should be submitted?",
             kicker=f"scoredraw compare answers · {self.samples.name}",
@@ -221,6 +261,7 @@ def compare_answers(
     ks: Sequence[int] | None = None,
     *,
     columns: dict[str, str] | None = None,
+    equal: Equal | None = None,
     repeats: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -229,8 +270,8 @@ def compare_answers(
 
     source, columns: as in `samples.read_samples`. methods: names of `registry.methods("answers")`
     (all that the columns allow); a uniform sample is always among them. ks: numbers of samples
-    to choose from, by default 2, 4, 8, ... and the smallest n. repeats: random subsets where a
-    method has no closed form and there are too many to list.
+    to choose from, by default 2, 4, 8, ... and the smallest n. equal: an equality of answers.
+    repeats: random subsets where a method has no closed form and there are too many to list.
     Raises InputError for unknown methods, those whose columns are missing, samples with nothing to
     choose by, and k that is below 2 or above n.
 
@@ -249,32 +290,38 @@ def compare_answers(
     fits = bool(sizes) and sizes[0] >= 2 and sizes[-1] <= n
     require(fits, "k", f"{sizes}", f"from 2 to {n}, the samples of every problem")
     names = _named(methods, samples)
-    curves, seconds = {}, {}
+    pools = list(samples.pools(equal=equal))
+    grades = np.split(samples.grades.astype(np.float64), samples.offsets[1:-1])
+    credit = [np.where(pool.null, 0.0, grade) for pool, grade in zip(pools, grades, strict=True)]
+    curves, seconds, calibration = {}, {}, {}
     for i, name in enumerate(names):
         started = time.perf_counter()
-        rule = _key(name) or registry.resolve(registry.method("answers", name).function)
-        curves[name] = selection_curve(samples, rule, sizes, repeats=repeats, rng=seed)
+        entry = None if name == CEILING else registry.method("answers", name)
+        rule = _key(name) or registry.resolve(entry.function, entry.extra)
+        curves[name] = accuracy_at_k(pools, credit, sizes, rule, repeats=repeats, rng=seed)
         seconds[name] = time.perf_counter() - started
+        if entry is not None and entry.confidence:
+            calibration[name] = calibration_at_k(
+                pools, credit, sizes, entry.confidence, repeats=CALIBRATED, rng=seed
+            )
         if progress is not None:
             progress("methods", i + 1, len(names))
     protocol = {"methods": names[:-1], "ks": sizes, "repeats": repeats, "seed": seed}
-    return AnswerComparison(samples, protocol, curves, seconds)
+    return AnswerComparison(samples, protocol, curves, seconds, calibration)
 
 
 def _named(methods: str | Sequence[str] | None, samples: Samples) -> list[str]:
     """The names asked for, uniform first and the ceiling last; InputError for what cannot be."""
-    usable = usable_methods(samples)
-    known = [method.name for method in registry.methods("answers")]
     if methods is None:
-        asked = [name for name in known if _key(name) in (None, *usable)]
+        asked = [m.name for m in registry.methods("answers") if not samples.lacks(m.needs)]
     else:
         given = methods.split(",") if isinstance(methods, str) else methods
         asked = [name.strip() for name in given if name.strip()]
     for name in asked:
-        registry.method("answers", name)
-        if _key(name) not in (None, *usable):
-            wanted = "columns that it needs (answer, reward, logprob, tokens)"
-            raise InputError(f"methods: got {name!r} for samples without them, want {wanted}")
+        lacks = samples.lacks(registry.method("answers", name).needs)
+        if lacks:
+            had = f"{name!r} for samples without {listing(lacks)}"
+            raise InputError(f"methods: got {had}, want such a column")
     rivals = [name for name in dict.fromkeys(asked) if name != BASELINE]
     wanted = "a column of answers, rewards or log-probabilities (with tokens), and a method for it"
     require(bool(rivals), "input", "nothing to choose by", wanted)
@@ -285,6 +332,12 @@ def _key(name: str) -> str | None:
     """What `selection.METHODS` calls the method; None for one that is a selector of its own."""
     key = name.replace("-", "_")
     return key if key in METHODS else None
+
+
+def brier(curve: CalibrationCurve) -> list[Estimate]:
+    """The Brier score at each k, with its interval over problems."""
+    pairs = zip(curve.confidence, curve.credit, strict=True)
+    return [mean_interval(brier_score(c.T, a.T)) for c, a in pairs]
 
 
 def percent(estimate: Estimate) -> Estimate:

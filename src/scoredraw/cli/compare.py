@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scoredraw.cli.options import (
+    Equal,
     Json,
     ReportPage,
     SampleColumns,
@@ -118,6 +119,7 @@ def answers(
     ] = None,
     ks: Sizes = None,
     columns: SampleColumns = None,
+    equal: Equal = "exact",
     repeats: Annotated[int, typer.Option(help="Random subsets where nothing is exact.")] = 1000,
     seed: Seed = 0,
     report: ReportPage = None,
@@ -125,13 +127,15 @@ def answers(
 ) -> None:
     """Compare ways of choosing one of k sampled answers, against a sample chosen uniformly."""
     from scoredraw.bakeoff.answers import compare_answers
+    from scoredraw.math_answers import equality
 
     if report is not None:
         check_report(report)
     with progress_bar() as progress:
         result = compare_answers(
             samples, methods, whole(ks, "ks"),
-            columns=named_columns(columns), repeats=repeats, seed=seed, progress=progress,
+            columns=named_columns(columns), equal=equality(equal), repeats=repeats, seed=seed,
+            progress=progress,
         )  # fmt: skip
     deliver(result, print_choices, report, as_json)
 
@@ -257,9 +261,24 @@ def print_choices(result: AnswerComparison) -> None:
     ceiling = [Text(shown(percent(value), wide)) for value in result.ceiling]
     table.add_row("some sample is right", *ceiling, "(reaches)", style="dim")
     console.print(table)
+    if result.calibration:
+        print_calibration(result, console)
     console.print(Text(result.answer))
     for note in result.notes:
         console.print(Text(f"- {note}", style="dim"))
+
+
+def print_calibration(result: AnswerComparison, console: Any) -> None:
+    """How far each method's confidence can be believed."""
+    from rich.table import Table
+
+    found = result.tables()[-1]
+    table = Table(title=found.title, title_justify="left")
+    for i, head in enumerate(found.columns):
+        table.add_column(head, justify="right" if i else "left")
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def shown(estimate: Estimate, wide: bool) -> str:

@@ -13,5 +13,10 @@ __getattr__, __dir__, __all__ = exports(
         "selection": "uniform uniform_answered majority_vote best_of_n weighted_vote likeliest "
         "likeliest_in_all probability_vote total_probability_vote standing",
         "selection_curves": "select_at_k accuracy_at_k SelectionCurve",
+        "perplexity_consistency": "rpc_confidence answer_confidence AnswerConfidence "
+        "prune_reasoning perplexity_consistency pruned_consistency",
+        "weibull_mixture": "fit_weibull_mixture fit_weibull_mixtures WeibullMixture",
+        "answer_calibration": "calibration_metrics calibration_at_k CalibrationCurve reliability",
+        "estimation_error": "vote_error path_error consistency_error model_error",
     },
 )
