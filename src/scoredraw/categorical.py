@@ -22,6 +22,7 @@ from scoredraw.errors import require
 from scoredraw.uniforms import generator as numpy_generator
 
 TINY = float(np.finfo(np.float64).tiny)
+ROUNDING = 1e-12  # of sums of some 100,000 probabilities, and of differences of logarithms
 
 
 def normalize(logits: Any) -> Any:
@@ -34,12 +35,12 @@ def normalize(logits: Any) -> Any:
     """
     if is_tensor(logits):
         x = logits.double()
-        top = x.amax(dim=-1, keepdim=True)
+        top = _largest(x)
         _check_top(bool(top.isfinite().all()))
         x = x - top
         return x - x.exp().sum(dim=-1, keepdim=True).log()
     x = np.asarray(logits, np.float64)
-    top = x.max(axis=-1, keepdims=True)
+    top = _largest(x)
     _check_top(bool(np.isfinite(top).all()))
     x = x - top
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
@@ -60,10 +61,12 @@ def truncate(
 ) -> Any:
     """The log-probabilities one samples from, float64 (..., V), -inf for what is cut off.
 
-    In this order: logits / temperature; the top_k largest (0 for all); the fewest likeliest tokens
-    that hold top_p (a token stays if those before it hold less); tokens with p ≥ min_p · max p.
-    Then normalised. temperature 0 leaves the largest, the first of equals.
-    Raises `InputError` for temperature < 0, top_k < 0, top_p outside (0, 1], min_p outside [0, 1).
+    In this order: logits / temperature; the top_k largest and their equals (0 for all); the fewest
+    likeliest tokens that hold top_p (a token stays if those before it hold less); tokens with
+    p ≥ min_p · max p. Then normalised. temperature 0 leaves the largest, the first of equals.
+    The two shares are met up to ROUNDING, so that p = 0.1 each and top_p = 0.7 leave seven.
+    Raises `InputError` for temperature < 0, top_k < 0, top_p outside (0, 1], min_p outside [0, 1),
+    and for logits as `normalize`.
     Sorting takes O(V log V), which only top_p needs.
 
     >>> np.exp(truncate(np.log([0.5, 0.3, 0.2]), top_p=0.6)).round(3).tolist()
@@ -75,26 +78,28 @@ def truncate(
     require(top_k >= 0, "top_k", top_k, "a count, 0 for all")
     require(0 < top_p <= 1, "top_p", top_p, "a share in (0, 1]")
     require(0 <= min_p < 1, "min_p", min_p, "a share in [0, 1)")
-    tensor = is_tensor(logits)
-    if not tensor:
-        logits = np.asarray(logits, np.float64)
+    x = normalize(logits)
     if temperature == 0:
-        best = logits.argmax(-1)
-        if tensor:
-            chosen = logits.double().new_full(logits.shape, -np.inf)
-            return chosen.scatter_(-1, best[..., None], 0.0)
-        chosen = np.full(logits.shape, -np.inf)
-        np.put_along_axis(chosen, best[..., None], 0.0, -1)
+        best = x.argmax(-1)[..., None]
+        if is_tensor(x):
+            return x.new_full(x.shape, -np.inf).scatter_(-1, best, 0.0)
+        chosen = np.full(x.shape, -np.inf)
+        np.put_along_axis(chosen, best, 0.0, -1)
         return chosen
-    x = normalize(logits / temperature if not tensor else logits.double() / temperature)
+    if temperature != 1:
+        with np.errstate(over="ignore"):  # from 0 down: what is too far below gets -inf
+            x = normalize((x - _largest(x)) / temperature)
     if 0 < top_k < x.shape[-1]:
         x = _keep(x, x >= _kth_largest(x, top_k))
     if top_p < 1:
         x = _keep(x, _nucleus(normalize(x), top_p))
     if min_p > 0:
-        top = x.amax(dim=-1, keepdim=True) if tensor else x.max(axis=-1, keepdims=True)
-        x = _keep(x, x >= top + np.log(min_p))
+        x = _keep(x, x >= _largest(x) + np.log(min_p) - ROUNDING)
     return normalize(x)
+
+
+def _largest(x: Any) -> Any:
+    return x.amax(dim=-1, keepdim=True) if is_tensor(x) else x.max(axis=-1, keepdims=True)
 
 
 def _keep(x: Any, kept: Any) -> Any:
@@ -109,6 +114,7 @@ def _kth_largest(x: Any, k: int) -> Any:
 
 def _nucleus(x: Any, top_p: float) -> Any:
     """Which tokens have less than top_p before them, likeliest first (equals by their number)."""
+    top_p *= 1 - ROUNDING
     if is_tensor(x):
         order = x.argsort(dim=-1, descending=True, stable=True)
         p = x.gather(-1, order).exp()
@@ -171,5 +177,7 @@ def draw(logits: Any, rng: Any = None) -> Any:
         return (x + gumbel(x.shape, rng)).argmax(axis=-1)
     import torch
 
+    fine = rng is None or isinstance(rng, torch.Generator)
+    require(fine, "rng", type(rng).__name__, "a torch.Generator or None for tensors")
     source = torch.default_generator if rng is None else rng
     return (x + gumbel(x.shape, source).to(x.device)).argmax(dim=-1)

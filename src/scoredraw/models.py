@@ -7,8 +7,9 @@ A method asks for the smallest thing it needs, and whatever has that method will
     score(prompt, completion) -> (T,)             the log-probabilities of a given text
     next_token_logprobs(prompt) -> (V,)           the next token's distribution
 
-Here are models of transformers in this process; `model_servers` has models behind a server. A
-prompt is a text to go on from, or messages, which the model's chat template puts together.
+Here are models of transformers in this process; `llama_models` has those of llama.cpp, and
+`model_servers` models behind a server. A prompt is a text to go on from, or messages, which the
+model's chat template puts together.
 """
 
 from __future__ import annotations
@@ -60,6 +61,39 @@ class TextModel(Protocol):
     def ask(self, messages: Sequence[Message]) -> str: ...
 
 
+@runtime_checkable
+class SamplingModel(Protocol):
+    """What a method needs to draw samples: n texts that may come after a prompt."""
+
+    def sample(
+        self,
+        prompt: Prompt,
+        n: int = 1,
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[Completion]: ...
+
+
+@runtime_checkable
+class ScoringModel(Protocol):
+    """What a method needs to weigh a text it was given: log p of its tokens, float64 (T,)."""
+
+    def score(self, prompt: Prompt, completion: str, *, end: bool = False) -> Float: ...
+
+
+def until_stop(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of the stop strings in it.
+
+    >>> until_stop("Yes.\\nNo.", ["No", "\\n"])
+    'Yes.'
+    """
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
 class TransformersModel:
     r"""A causal language model of transformers in this process: greedy replies, log-probabilities.
 
@@ -96,13 +130,13 @@ class TransformersModel:
 
     def count_tokens(self, messages: Sequence[Message], reply: str = "") -> int:
         """How many of the `window` tokens a prompt takes."""
-        return len(self._tokens(self.prompt(messages, reply)))
+        return len(self._tokens(messages, reply))
 
     def ask(self, messages: Sequence[Message]) -> str:
         """The greedy reply, without special tokens."""
         import torch
 
-        ids = self._encode(self.prompt(messages), self.max_new_tokens)
+        ids = self._encode(messages, self.max_new_tokens)
         with torch.inference_mode():
             out = self.model.generate(
                 ids,
@@ -116,14 +150,14 @@ class TransformersModel:
             )
         return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
-    def next_token_logprobs(self, messages: Sequence[Message], reply: str = "") -> Float:
-        r"""log p(token | messages, start of the reply) of every token, float64 (V,).
+    def next_token_logprobs(self, prompt: Prompt, reply: str = "") -> Float:
+        r"""log p(token | prompt, start of the reply) of every token, float64 (V,).
 
         One forward pass. The logarithms are normalised in float64: sum exp = 1.
         """
         import torch
 
-        ids = self._encode(self.prompt(messages, reply), 1)
+        ids = self._encode(prompt, 1, reply)
         with torch.inference_mode():
             logits = self.model(ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
         logprobs: Float = torch.log_softmax(logits.double(), dim=-1).cpu().numpy()
@@ -184,27 +218,31 @@ class TransformersModel:
         max_tokens, and as `token_sampling.sample_tokens`, whose time and memory it takes.
         """
         room = self.max_new_tokens if max_tokens is None else max_tokens
+        require(not isinstance(stop, str), "stop", repr(stop), "a list of strings")
         require(all(stop), "stop", "an empty string", "strings to stop at")
-        ids = [self._fitting(self.text_of(prompt), room) for prompt in prompts]
+        ids = [self._fitting(prompt, room) for prompt in prompts]
         made = sample_tokens(
             self.model, ids, n, max_tokens=room, temperature=temperature, top_k=top_k, top_p=top_p,
             min_p=min_p, end=self.end_tokens, ended=self._stops(stop), rng=seed, first=first,
             progress=progress,
         )  # fmt: skip
-        return [[self._completion(tokens, stop) for tokens in samples] for samples in made]
+        return [
+            [self._completion(before, tokens, stop) for tokens in samples]
+            for before, samples in zip(ids, made, strict=True)
+        ]
 
     def score(self, prompt: Prompt, completion: str, *, end: bool = False) -> Float:
         """log p of each token of a given completion after a prompt, float64 (T,), nats.
 
-        end: also that of ending there. The completion's tokens are those it has on its own, as if
-        the model had produced it. One forward pass.
+        end: also that of ending there. The completion's tokens are those that it adds to the
+        prompt's, which stay as they are: as if the model had produced it. One forward pass.
         """
-        own = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        own = self._continuation(self.text_of(prompt), completion)
         if end:
             wanted = "an end-of-text token"
             require(bool(self.end_tokens), "end", "a model without one", wanted)
             own = [*own, self.end_tokens[0]]
-        return token_logprobs(self.model, self._fitting(self.text_of(prompt), len(own)), own)
+        return token_logprobs(self.model, self._fitting(prompt, len(own)), own)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -222,17 +260,43 @@ class TransformersModel:
             return None
         # a stop string that has just been completed lies within so many tokens of the end
         tail = max(len(s.encode()) for s in stop) + 1
+        # something before them, so that no decoder takes their first blank for the text's
+        start = self._ids("a")
+        skip = len(self.tokenizer.decode(start))
 
         def ended(rows: Sequence[Sequence[int]]) -> list[bool]:
-            texts = self.tokenizer.batch_decode([row[-tail:] for row in rows])
-            return [any(s in text for s in stop) for text in texts]
+            # four beginnings, as one within a character of up to four bytes may spoil the rest
+            cut = [[*start, *row[-tail - i :]] for row in rows for i in range(4)]
+            texts = [text[skip:] for text in self.tokenizer.batch_decode(cut)]
+            return [any(s in t for t in texts[i : i + 4] for s in stop)
+                    for i in range(0, len(texts), 4)]  # fmt: skip
 
         return ended
 
-    def _completion(self, made: Tokens, stop: Sequence[str]) -> Completion:
-        text = str(self.tokenizer.decode(made.ids, skip_special_tokens=True))
-        cut = min([text.find(s) for s in stop if s in text], default=len(text))
-        return Completion(text[:cut], made.logprobs, tuple(made.ids.tolist()), made.finished)
+    def _completion(self, before: Sequence[int], made: Tokens, stop: Sequence[str]) -> Completion:
+        ids = made.ids.tolist()
+        whole = self._text(before, ids)
+        text = until_stop(whole, stop)
+        finished = made.finished or len(text) < len(whole)
+        return Completion(text, made.logprobs, tuple(ids), finished)
+
+    def _text(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """What tokens add to the text before them: decoded on their own they may lose a blank."""
+        start, whole, own = self.tokenizer.batch_decode(
+            [list(before), [*before, *ids], list(ids)], skip_special_tokens=True
+        )
+        return str(whole[len(start) :] if whole.startswith(start) else own)
+
+    def _continuation(self, text: str, completion: str) -> list[int]:
+        """The tokens that a completion adds to a text's, or, where it changes them, to a line's."""
+        for before in (text, "\n"):
+            start, whole = self._ids(before), self._ids(before + completion)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        return self._ids(completion)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _spellings(self, label: str) -> list[int]:
         found = []
@@ -244,22 +308,27 @@ class TransformersModel:
         require(bool(found), "labels", f"{label!r}, which is several tokens", wanted)
         return found
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokens(self, prompt: Prompt, reply: str = "") -> list[int]:
+        text = self.text_of(prompt) + reply
         # a chat template writes the special tokens itself
-        special = not getattr(self.tokenizer, "chat_template", None)
+        template = not isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None)
+        begun = text.startswith(self.tokenizer.bos_token or "\0")
+        special = not (template or begun)
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def _encode(self, text: str, room: int) -> Any:
+    def _encode(self, prompt: Prompt, room: int, reply: str = "") -> Any:
         import torch
 
-        ids = self._fitting(text, room)
+        ids = self._fitting(prompt, room, reply)
         return torch.tensor([ids], device=next(self.model.parameters()).device)
 
-    def _fitting(self, text: str, room: int) -> list[int]:
-        ids = self._tokens(text)
+    def _fitting(self, prompt: Prompt, room: int, reply: str = "") -> list[int]:
+        ids = self._tokens(prompt, reply)
+        argument = "prompt" if isinstance(prompt, str) else "messages"
+        require(bool(ids), argument, "no tokens", "at least one to go on from")
         wanted = f"at most {self.window}, which the model can see: shorten the texts"
         tokens = len(ids) + room
-        require(tokens <= self.window, "messages", f"{tokens} tokens with the reply", wanted)
+        require(tokens <= self.window, argument, f"{tokens} tokens with the reply", wanted)
         return ids
 
     def _padding(self) -> int | None:

