@@ -34,6 +34,7 @@ from scoredraw.models import Completion, Prompt, SamplingModel
 
 REFUSED = (400, 413, 422)  # statuses about one request: another may pass
 FORMAT = 1
+ROWS = 32  # samples that go through a model of this process together
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,12 @@ def run(
     """n samples of every prompt, by way of a file that resumes -> a list of n a prompt.
 
     model: whatever has `sample`. One that says `thread_safe` (`ServerModel`) is asked for up to
-    `concurrency` prompts at once, any other one for one at a time, in this thread. path: of the
-    output, JSON lines. progress: told after every answer. request: arguments of `model.sample`
-    (max_tokens, temperature, top_p, stop, seed, ...); from a seed every request gets its own, a
-    function of (seed, prompt's number, sample's number). Prompts may be appended and n raised
-    later: the same file goes on.
+    `concurrency` prompts at once; one with `sample_all` (`TransformersModel`) takes several as one
+    batch, any other one at a time, both in this thread. path: of the output, JSON lines. progress:
+    told after every answer. request: arguments of `model.sample` (max_tokens, temperature, top_p,
+    stop, seed, ...); from a seed every request gets its own, a function of (seed, prompt's number,
+    sample's number), but for `sample_all`, which sees to that itself. Prompts may be appended and n
+    raised later: the same file goes on.
 
     A prompt that the model refuses (an `InputError` about it, or a status 400, 413, 422: too long,
     say) does not stop the others, unless more than max_refused are. Then, and when the model stops
@@ -101,7 +103,9 @@ def run(
     with _only_writer(Path(path)):
         log = _Log(Path(path), settings, prompts, n)
         tasks = [_Task(i, j) for i in range(len(prompts)) if (j := log.missing(i))]
-        if tasks:
+        if tasks and hasattr(model, "sample_all"):
+            _take_batches(model, prompts, request, tasks, log, n, max_refused, progress)
+        elif tasks:
             threads = concurrency if getattr(model, "thread_safe", False) else 0
             desk = _Desk(model, prompts, request, threads)
             _take_in(desk, deque(tasks), log, max_refused, progress)
@@ -249,6 +253,54 @@ def _take_in(
         while not desk.answers.empty():
             _write(log, *desk.get(wait=False), meter)
     _raise_if_stopped(stopped, refused, meter.read(), log.path)
+
+
+def _take_batches(
+    model: Any,
+    prompts: Sequence[Prompt],
+    request: dict[str, Any],
+    tasks: Sequence[_Task],
+    log: _Log,
+    n: int,
+    max_refused: int,
+    progress: Callable[[Progress], Any] | None,
+) -> None:
+    """Prompts that follow one another are sampled as one batch, n of each; missing ones are kept.
+
+    So the samples are those of a run that was never interrupted.
+    """
+    meter = _Meter(model, log)
+    refused: dict[int, Exception] = {}
+    batches = deque(_batches(tasks, max(1, ROWS // n)))
+    while batches and len(refused) <= max_refused:
+        batch = batches.popleft()
+        first = batch[0].prompt
+        try:
+            made = model.sample_all(prompts[first : first + len(batch)], n, first=first, **request)
+        except InputError as error:
+            if not _is_refusal(error):
+                raise
+            if len(batch) > 1:  # which one it is shows alone
+                batches.extendleft([task] for task in reversed(batch))
+            else:
+                refused[first] = error
+            continue
+        for task, samples in zip(batch, made, strict=True):
+            _write(log, task, [samples[j] for j in task.samples], meter)
+        if progress is not None:
+            progress(meter.read())
+    _raise_if_stopped(None, refused, meter.read(), log.path)
+
+
+def _batches(tasks: Sequence[_Task], most: int) -> Iterator[list[_Task]]:
+    """At most so many tasks at a time, of prompts that follow one another."""
+    batch: list[_Task] = []
+    for task in tasks:
+        if batch and (len(batch) == most or task.prompt != batch[-1].prompt + 1):
+            yield batch
+            batch = []
+        batch.append(task)
+    yield batch
 
 
 def _write(log: _Log, task: _Task, answer: Any, meter: _Meter) -> tuple[int, ...]:

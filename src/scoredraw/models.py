@@ -100,7 +100,8 @@ class TransformersModel:
     Deterministic: the same messages give the same reply. To be asked from one thread. Messages are
     put together by the tokenizer's chat template, or else as ``role: content``, a line each.
 
-    model, tokenizer: as `transformers` loads them, on any device. max_new_tokens: of a reply.
+    model, tokenizer: as `transformers` loads them, on any device. max_new_tokens: of a reply. name:
+    what files of its samples say they are by.
     Raises `InputError` for a prompt without room in the model's window of positions. A reply takes
     one forward pass of the prompt and one a token; `next_token_logprobs` one pass in all.
 
@@ -109,8 +110,11 @@ class TransformersModel:
     'Hello! How can I help you'
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_new_tokens: int = 256) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_new_tokens: int = 256, name: str = ""
+    ) -> None:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "a positive count")
+        self.name = name or type(self).__name__
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
 
     @property

@@ -201,6 +201,33 @@ def test_a_model_in_this_process(tiny_model: str, tmp_path: Path) -> None:
         run(model, ["one", "two"], path, n=3, seed=0)  # the model's own length
 
 
+def test_a_batch_of_prompts_is_what_each_would_be_alone(tiny_model: str, tmp_path: Path) -> None:
+    """Nor does it matter where the run was interrupted."""
+    from scoredraw.models import TransformersModel
+    from scoredraw.small_models import load_model
+
+    model, path = TransformersModel(*load_model(tiny_model)), tmp_path / "out.jsonl"
+    how: dict[str, Any] = {"n": 3, "max_tokens": 5, "seed": 1}
+    whole = run(model, PROMPTS, path, **how)
+    alone = [model.sample_all([p], 3, max_tokens=5, seed=1, first=i)[0]
+             for i, p in enumerate(PROMPTS)]  # fmt: skip
+    assert texts(whole) == texts(alone)
+    lines = path.read_text().splitlines(keepends=True)
+    for cut in (1, 3, 8):
+        part = tmp_path / f"cut{cut}.jsonl"
+        part.write_text("".join(lines[:cut]))
+        asked: list[int] = []
+
+        class Counted(TransformersModel):
+            def sample_all(self, prompts: Any, n: int = 1, **more: Any) -> Any:
+                asked.append(len(prompts))  # noqa: B023
+                return super().sample_all(prompts, n, **more)
+
+        counted = Counted(model.model, model.tokenizer, name=model.name)
+        assert texts(run(counted, PROMPTS, part, **how)) == texts(whole)
+        assert sum(asked) == len(PROMPTS) - (cut - 1) // 3
+
+
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="no file locks on this system")
     path = tmp_path / "out.jsonl"

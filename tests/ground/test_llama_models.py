@@ -200,6 +200,6 @@ def test_bad_input(pair: Any, tmp_path: Path) -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(
-        MissingExtraError, match=r"^llama_cpp is not installed: pip install llama-cpp"
+        MissingExtraError, match=r"^llama_cpp is not installed: pip install 'scoredraw\[llama\]'"
     ):
         LlamaCppModel("model.gguf")
