@@ -89,7 +89,7 @@ def test_methods_resolve(method):
     for place in places:
         found = _resolved(place, method.extra)
         assert callable(found) or f"scoredraw[{method.extra}]" in str(found)
-    if method.kind != "answers":  # which are chosen, not drawn
+    if method.kind not in ("answers", "texts"):  # which are chosen or sampled, not drawn
         assert callable(registry.resolve(f"scoredraw.sampling:{method.scheme}"))
     assert method.paper == 0 or registry.paper(method.paper).status != "planned"
     assert method.summary.endswith(".")

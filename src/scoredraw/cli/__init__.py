@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scoredraw.cli import audit, compare, draw, papers, plan, run, score
+from scoredraw.cli import audit, compare, draw, generate, papers, plan, run, score
 from scoredraw.errors import InputError, MissingExtraError, StoppedError
 
 # click's, wherever this version of Typer keeps it
@@ -37,6 +37,7 @@ for verb, group, text in (
     ("compare", comparisons, "Which way of choosing is worth it on your data, against uniform."),
     ("score", score.app, "Give every row a score and write them."),
     ("draw", draw.app, "Choose rows by a method's scores and write them, weighted."),
+    ("generate", generate.app, "Sample from a model, into a table."),
     ("plan", plan.app, "What to collect or mix, before it is collected."),
     ("audit", audit.app, "How far to trust a number, and what it hides."),
 ):

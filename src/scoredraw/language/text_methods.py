@@ -1,0 +1,106 @@
+"""Sampling text by a method of the catalogue, from any model: what `generate text` runs.
+
+    sample        n independent samples at a temperature
+    greedy        the likeliest token every time
+    hedged        one greedy sample and n - 1 at a temperature           (paper 43)
+    cautious      several short trials where the model is unsure         (paper 36)
+    deepening     interrupted to think again, at growing budgets         (paper 33)
+    watermarked   tokens drawn by a key                                  (paper 13)
+
+The first three take any model; the others look at every token, so they want a model of transformers
+in this process.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scoredraw import registry
+from scoredraw.errors import require
+from scoredraw.models import Completion, Prompt, TransformersModel
+
+OWN = ("model", "prompts", "n", "progress", "first", "trace")  # what no option may set
+
+
+def greedy_texts(
+    model: Any, prompts: Sequence[Prompt], n: int = 1, *, first: int = 0, **request: Any
+) -> list[list[Completion]]:
+    """The greedy text after each prompt; n > 1 is an InputError, as all would be the same.
+
+    model: with `sample_all` or `sample`; request: their arguments, but for the temperature.
+    """
+    require(n == 1, "n", n, "1 with greedy: all samples would be the same")
+    return sampled_texts(model, prompts, 1, temperature=0.0, first=first, **request)
+
+
+def sampled_texts(
+    model: Any, prompts: Sequence[Prompt], n: int = 1, *, first: int = 0, **request: Any
+) -> list[list[Completion]]:
+    """n samples after each prompt, by the model's own `sample_all` or `sample`."""
+    if hasattr(model, "sample_all"):
+        made: list[list[Completion]] = model.sample_all(prompts, n, first=first, **request)
+        return made
+    return [model.sample(prompt, n, **request) for prompt in prompts]
+
+
+class MethodModel:
+    """A model that samples by a method: for `endpoint_runs.run`, which asks it as any other.
+
+    model: a `TransformersModel`, or for sample, greedy and hedged whatever has `sample`. method: a
+    name of `registry.methods("texts")`; options: its own. Raises `InputError` for another model,
+    and for options that the method does not have.
+    """
+
+    def __init__(self, model: Any, method: str, **options: Any) -> None:
+        entry = registry.method("texts", method)
+        self.function: Callable[..., list[list[Completion]]] = registry.resolve(
+            entry.function, entry.extra
+        )
+        here = entry.takes != "tokens" or isinstance(model, TransformersModel)
+        wanted = f"a model in this process (a folder, small, stories), for {method}"
+        require(here, "model", type(model).__name__, wanted)
+        can = options_of(self.function)
+        for name in options:
+            require(name in can, name, f"an option that {method} does not have", ", ".join(can))
+        self.model, self.options = model, options
+        self.name = f"{model.name} by {method}"
+        self.thread_safe = bool(getattr(model, "thread_safe", False))
+        if not self.thread_safe:
+            self.sample_all = self._sample_all
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What the samples depend on beside the call: for the file that holds them."""
+        longest = getattr(self.model, "max_new_tokens", None)
+        own = getattr(self.model, "request", None) or ({"max_tokens": longest} if longest else {})
+        return {**own, **self.options}
+
+    @property
+    def usage(self) -> Any:
+        """The model's, where it counts."""
+        return getattr(self.model, "usage", None)
+
+    @property
+    def cost(self) -> float | None:
+        """The model's, where it has prices."""
+        return getattr(self.model, "cost", None)
+
+    def sample(
+        self, prompt: Prompt, n: int = 1, *, seed: int | None = None, **request: Any
+    ) -> list[Completion]:
+        """n samples by the method."""
+        return self._sample_all([prompt], n, seed=seed, **request)[0]
+
+    def _sample_all(
+        self, prompts: Sequence[Prompt], n: int = 1, *, first: int = 0, **request: Any
+    ) -> list[list[Completion]]:
+        return self.function(self.model, prompts, n, first=first, **self.options, **request)
+
+
+def options_of(function: Callable[..., Any]) -> list[str]:
+    """The names of a method's own options, those of its plan included."""
+    found = [name for name in inspect.signature(function).parameters if name not in OWN]
+    more = getattr(function, "more_options", ())
+    return [*(name for name in found if name not in ("options", "request")), *more]
