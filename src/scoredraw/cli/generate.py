@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from scoredraw.cli import options as o
@@ -161,7 +162,7 @@ def texts_of(table: Table, column: str | None, template: str | None) -> list[str
     """The prompts: a column, or a template filled in with each row's columns."""
     if template is not None:
         require(column is None, "column", "one beside --template", "one of them")
-        rows = [row for batch in table.select(range(table.num_rows)) for row in batch.to_pylist()]
+        rows = [row for batch in table.select(np.arange(table.num_rows)) for row in batch.to_pylist()]
         try:
             return [template.format_map(row) for row in rows]
         except (KeyError, ValueError, IndexError) as error:

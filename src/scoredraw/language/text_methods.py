@@ -21,7 +21,18 @@ from scoredraw import registry
 from scoredraw.errors import require
 from scoredraw.models import Completion, Prompt, TransformersModel
 
-OWN = ("model", "prompts", "n", "progress", "first", "trace")  # what no option may set
+OWN = ("model", "tokenizer", "prompts", "n", "progress", "first", "trace")  # no options
+REQUEST = ("seed", "max_tokens", "top_p", "min_p", "stop")
+# what methods take by way of keyword arguments
+PLANNED = {
+    "greedy_texts": REQUEST,
+    "sampled_texts": ("temperature", *REQUEST),
+    "cautious_texts": (
+        *("measure", "h_min", "h_max", "n_max", "n_min", "rule", "trials", "fixed", "score"),
+        "max_trial_tokens",
+    ),
+    "deepening_texts": ("on_finish", "max_reflections", "boundary", "pick"),
+}
 
 
 def greedy_texts(
@@ -61,10 +72,12 @@ class MethodModel:
         here = entry.takes != "tokens" or isinstance(model, TransformersModel)
         wanted = f"a model in this process (a folder, small, stories), for {method}"
         require(here, "model", type(model).__name__, wanted)
-        can = options_of(self.function)
-        for name in options:
-            require(name in can, name, f"an option that {method} does not have", ", ".join(can))
+        self.can, self.method = options_of(self.function), method
+        self._check(options)
         self.model, self.options = model, options
+        # those that look at tokens take a model and its tokenizer
+        looks = entry.takes == "tokens"
+        self.subject = (model.model, model.tokenizer) if looks else (model,)
         self.name = f"{model.name} by {method}"
         self.thread_safe = bool(getattr(model, "thread_safe", False))
         if not self.thread_safe:
@@ -96,11 +109,21 @@ class MethodModel:
     def _sample_all(
         self, prompts: Sequence[Prompt], n: int = 1, *, first: int = 0, **request: Any
     ) -> list[list[Completion]]:
-        return self.function(self.model, prompts, n, first=first, **self.options, **request)
+        self._check(request)
+        return self.function(*self.subject, prompts, n, first=first, **self.options, **request)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        for name in options:
+            fits = f"one of {', '.join(self.can)}"
+            require(name in self.can, name, f"an option that {self.method} does not have", fits)
 
 
 def options_of(function: Callable[..., Any]) -> list[str]:
-    """The names of a method's own options, those of its plan included."""
-    found = [name for name in inspect.signature(function).parameters if name not in OWN]
-    more = getattr(function, "more_options", ())
-    return [*(name for name in found if name not in ("options", "request")), *more]
+    """The names of a method's own options: of its arguments, and of the plan that it fills in.
+
+    >>> options_of(greedy_texts)
+    ['seed', 'max_tokens', 'top_p', 'min_p', 'stop']
+    """
+    found = inspect.signature(function).parameters.values()
+    names = [p.name for p in found if p.kind != p.VAR_KEYWORD and p.name not in OWN]
+    return [*names, *PLANNED.get(function.__name__, ())]
