@@ -13,16 +13,19 @@ from rich.console import Console
 from threadpoolctl import threadpool_info
 
 from benchmarks import (
+    answers,
     coverage,
     diffusion,
     files,
     influence,
     matrices,
+    minimum_bayes_risk,
     races,
     rpc,
     selection,
     sketches,
     transport,
+    watermarks,
 )
 from benchmarks.contest import Contest, Limit, Line, run, table
 
@@ -39,11 +42,14 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "influence": influence.influence,
     "transport": transport.transport,
     "rpc": rpc.rpc,
+    "answers": answers.answers,
+    "watermarks": watermarks.watermarks,
+    "mbr": minimum_bayes_risk.minimum_bayes_risk,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (
     *("scipy", "pyarrow", "statsmodels", "scorio", "torch", "diffusers"),
-    *("apricot-select", "kronfluence", "POT"),
+    *("apricot-select", "kronfluence", "POT", "transformers", "sacrebleu"),
 )
 
 

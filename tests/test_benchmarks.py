@@ -15,7 +15,7 @@ pytestmark = pytest.mark.contract
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
     *("leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"),
-    *("selection", "influence", "transport", "rpc"),
+    *("selection", "influence", "transport", "rpc", "answers", "watermarks", "mbr"),
 ]
 
 
@@ -40,6 +40,9 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("influence", 2),
         ("transport", 3),
         ("rpc", 2),
+        ("answers", 7),
+        ("watermarks", 3),
+        ("mbr", 2),
     ],
 )
 def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> None:

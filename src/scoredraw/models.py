@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scoredraw.errors import require
-from scoredraw.token_sampling import Ended, Tokens, sample_tokens, token_logprobs
+from scoredraw.token_sampling import Choose, Ended, Tokens, sample_tokens, token_logprobs
 
 Float = npt.NDArray[np.float64]
 Message = Mapping[str, str]
@@ -211,6 +211,7 @@ class TransformersModel:
         stop: Sequence[str] = (),
         seed: int | None = None,
         first: int = 0,
+        choose: Choose | None = None,
         progress: Callable[[int, int], Any] | None = None,
     ) -> list[list[Completion]]:
         """n samples of each prompt in one batch -> a list of n `Completion` a prompt.
@@ -218,8 +219,9 @@ class TransformersModel:
         temperature 0 is greedy; top_k, top_p, min_p as `categorical.truncate`. A sample ends at the
         model's end of text, at a stop string, or after max_tokens (the model's max_new_tokens).
         The same seed gives the same samples, whatever the batch; `first` is the number of the first
-        prompt where they come in portions. Raises `InputError` for a prompt without room for
-        max_tokens, and as `token_sampling.sample_tokens`, whose time and memory it takes.
+        prompt where they come in portions. choose: as `sample_tokens`. Raises `InputError` for a
+        prompt without room for max_tokens, and as `token_sampling.sample_tokens`, whose time and
+        memory it takes.
         """
         room = self.max_new_tokens if max_tokens is None else max_tokens
         require(not isinstance(stop, str), "stop", repr(stop), "a list of strings")
@@ -228,7 +230,7 @@ class TransformersModel:
         made = sample_tokens(
             self.model, ids, n, max_tokens=room, temperature=temperature, top_k=top_k, top_p=top_p,
             min_p=min_p, end=self.end_tokens, ended=self._stops(stop), rng=seed, first=first,
-            progress=progress,
+            choose=choose, progress=progress,
         )  # fmt: skip
         return [
             [self._completion(before, tokens, stop) for tokens in samples]

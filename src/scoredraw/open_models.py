@@ -26,7 +26,8 @@ def open_model(name: str, *, max_new_tokens: int = 256, **server: Any) -> Any:
         require(bool(mark and served), "model", repr(name), "URL#NAME, the model the server has")
         return ServerModel(served, base_url=url, max_tokens=max_new_tokens, **server)
     extra = next((option for option, value in server.items() if value is not None), None)
-    require(extra is None, str(extra), "an option of a server", "none, with a model of this machine")
+    wanted = "none, with a model of this machine"
+    require(extra is None, str(extra), "an option of a server", wanted)
     if name.endswith(".gguf"):
         from scoredraw.llama_models import LlamaCppModel
 

@@ -237,17 +237,18 @@ def _from_columns(name: str, columns: dict[str, Any]) -> Samples:
         indices = columns["path"].dictionary_encode().indices
         paths = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     counts = np.bincount(codes)
+
+    def ordered(values: Any) -> Any:
+        return None if values is None else values[order]
+
     return Samples(
         name,
         tuple(str(value) for value in encoded.dictionary.to_pylist()),
         np.concatenate([[0], np.cumsum(counts)]),
-        None if correct is None else correct[order] == 1,
-        *(
-            None if values is None else values[order]
-            for values in (answers, rewards, logprobs, tokens, texts, paths)
-        ),
-        order,
-    )
+        ordered(None if correct is None else correct == 1),
+        ordered(answers), ordered(rewards), ordered(logprobs), ordered(tokens), ordered(texts),
+        ordered(paths), order,
+    )  # fmt: skip
 
 
 def _strings(column: Any) -> npt.NDArray[np.object_]:

@@ -22,6 +22,7 @@ from scoredraw.uniforms import Rng, RowUniforms
 Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 Ended = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
+Choose = Callable[[Any, Any, Float, Int], Any]
 
 SAMPLES_OF_A_PROMPT = 2**32  # row ids: prompt · this + sample
 
@@ -47,6 +48,7 @@ def sample_tokens(
     min_p: float = 0.0,
     end: Sequence[int] = (),
     ended: Ended | None = None,
+    choose: Choose | None = None,
     rng: Rng = None,
     first: int = 0,
     progress: Callable[[int, int], Any] | None = None,
@@ -55,9 +57,12 @@ def sample_tokens(
 
     prompts: token ids, none empty. temperature, top_k, top_p, min_p: as `categorical.truncate`
     (temperature 0 is greedy). end: tokens that end a row (and belong to it). ended: told the tokens
-    so far of each row that goes on, says which have ended (a stop string). rng: a seed. first: the
-    number of the first prompt, where prompts come in portions. progress: called with the rows that
-    are done and all rows. Log-probabilities are the model's own: temperature 1, nothing cut.
+    so far of each row that goes on, says which have ended (a stop string). choose: decides in place
+    of these, from the ids so far (B, L), padded with 0 on the left, the logits (B, V), a uniform
+    (B,) and the number (B,) of each row (prompt · n + sample, rising): the next token of each.
+    rng: a seed. first: the number of the first prompt, where prompts come in portions. progress:
+    called with the rows that are done and all rows. Log-probabilities are the model's own:
+    temperature 1, nothing cut.
 
     Raises `InputError` for an empty prompt, n or max_tokens below 1, and as `truncate`.
     One forward pass of the prompts, padded on the left, and at most max_tokens of a token a row;
@@ -90,13 +95,18 @@ def sample_tokens(
             position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
         )  # fmt: skip
         cache, mask = out.past_key_values, mask.repeat_interleave(n, dim=0)
+        text = inputs.repeat_interleave(n, dim=0)
         logits = out.logits[:, -1].repeat_interleave(n, dim=0)
         cache.batch_repeat_interleave(n)
         for step in range(max_tokens):
             u = uniforms.at(ids[rows], stream="tokens", round=step)
             own = categorical.normalize(logits)
             neutral = (temperature, top_k, top_p, min_p) == (1.0, 0, 1.0, 0.0)
-            chosen = categorical.invert(own if neutral else categorical.truncate(logits, **how), u)
+            if choose is not None:
+                chosen = choose(text, logits, u, rows)
+            else:
+                law = own if neutral else categorical.truncate(logits, **how)
+                chosen = categorical.invert(law, u)
             said = own.gather(-1, chosen[:, None])[:, 0].cpu().numpy()
             for row, token, logprob in zip(rows, chosen.tolist(), said, strict=True):
                 tokens[row].append(token)
@@ -114,7 +124,8 @@ def sample_tokens(
             if done.any():
                 keep = torch.as_tensor(going, device=device)
                 cache.batch_select_indices(keep)
-                mask, chosen = mask[keep], chosen[keep]
+                mask, text, chosen = mask[keep], text[keep], chosen[keep]
+            text = torch.cat([text, chosen[:, None]], dim=-1)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
             out = model(
                 input_ids=chosen[:, None], attention_mask=mask, past_key_values=cache,

@@ -75,7 +75,7 @@ def test_pools_of_problems_of_different_sizes() -> None:
     assert pools[0].rewards is not None
     assert pools[0].rewards.tolist() == [0.5, -3.0, 0.0]
     broken = {"problem": ["long"], "correct": [0], "answer": ["1"], "tokens": [1.5]}
-    with pytest.raises(InputError, match="problem 'long': lengths: got 1.5 at index 0"):
+    with pytest.raises(InputError, match=r"problem 'long': lengths: got 1\.5 at index 0"):
         list(read_samples(broken).pools())
 
 

@@ -296,11 +296,11 @@ def compare_answers(
     curves, seconds, calibration = {}, {}, {}
     for i, name in enumerate(names):
         started = time.perf_counter()
-        entry = None if name == CEILING else registry.method("answers", name)
+        entry = registry.method("answers", BASELINE if name == CEILING else name)
         rule = _key(name) or registry.resolve(entry.function, entry.extra)
         curves[name] = accuracy_at_k(pools, credit, sizes, rule, repeats=repeats, rng=seed)
         seconds[name] = time.perf_counter() - started
-        if entry is not None and entry.confidence:
+        if entry.confidence:
             calibration[name] = calibration_at_k(
                 pools, credit, sizes, entry.confidence, repeats=CALIBRATED, rng=seed
             )

@@ -95,6 +95,53 @@ def passk(
         typer.echo(f"wrote {report}")
 
 
+@app.command(
+    epilog="Example: scoredraw audit watermark texts.jsonl --scheme kgw --key 42 --model small"
+)
+def watermark(
+    texts: Annotated[
+        str,
+        typer.Argument(metavar="TEXTS", help="A table with a column of token ids, or of text."),
+    ],
+    scheme: Annotated[
+        str, typer.Option(help="kgw, gumbel, randomised or permute_and_flip.")
+    ] = "randomised",
+    key: Annotated[int, typer.Option(help="The key the texts were written with.")] = 15485863,
+    context: Annotated[int, typer.Option(min=1, help="Tokens that make a seed.")] = 1,
+    gamma: Annotated[float, typer.Option(help="The green share (kgw).")] = 0.25,
+    seeding: Annotated[str, typer.Option(help="hash, additive, skip, min or lefthash.")] = "hash",
+    dedup: Annotated[
+        str, typer.Option(help="Count a token in its context once (v2), a context once (v1), all.")
+    ] = "v2",
+    alpha: Annotated[float, typer.Option(help="The level of the tests.")] = 0.01,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Whose tokens they are: small, stories or a folder.", metavar="MODEL"),
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="The width of the model's logits, without --model.")
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="The column.", metavar="COL", show_default="ids, else text"),
+    ] = None,
+    report: ReportPage = None,
+    as_json: Json = False,
+) -> None:
+    """Which texts were written with a watermark's key, by exact tests.
+
+    A text that does not know the key is flagged with the probability of the level, however
+    repetitive it is; all texts are tested together (Holm). Token ids are surer than text, which
+    may come back from the tokenizer as other tokens.
+    """
+    from scoredraw.cli import audit_watermark
+
+    audit_watermark.carry_out(
+        texts, model, column, vocab_size, report, as_json, scheme=scheme, key=key,
+        context=context, gamma=gamma, seeding=seeding, dedup=dedup, alpha=alpha,
+    )  # fmt: skip
+
+
 def price_of(
     samples: Samples,
     prompt_tokens: float,

@@ -277,7 +277,7 @@ def print_calibration(result: AnswerComparison, console: Any) -> None:
     for i, head in enumerate(found.columns):
         table.add_column(head, justify="right" if i else "left")
     for row in found.rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     console.print(table)
 
 

@@ -162,9 +162,9 @@ def texts_of(table: Table, column: str | None, template: str | None) -> list[str
     """The prompts: a column, or a template filled in with each row's columns."""
     if template is not None:
         require(column is None, "column", "one beside --template", "one of them")
-        rows = [row for batch in table.select(np.arange(table.num_rows)) for row in batch.to_pylist()]
+        every = table.select(np.arange(table.num_rows))
         try:
-            return [template.format_map(row) for row in rows]
+            return [template.format_map(row) for batch in every for row in batch.to_pylist()]
         except (KeyError, ValueError, IndexError) as error:
             raise InputError(f"template: {error!r}, want columns in {{}}") from None
     names = (column,) if column else PROMPT_COLUMNS

@@ -160,14 +160,14 @@ def _chooser(
 ) -> Callable[..., TopK]:
     """A function of a pool and `rng` that submits by the method."""
     name = entry.draw or entry.standing
-    function = registry.resolve(name, entry.extra) if name else None
+    function: Any = registry.resolve(name, entry.extra) if name else None
     can = [] if function is None else list(inspect.signature(function).parameters)[1:]
     own = [option for option in can if option not in ("k", "pad", "rng", "scores")]
     for option in options:
         takes = ", ".join(own) or "no options"
         require(option in own, option, f"an option that {entry.name} does not have", takes)
     if entry.draw:
-        return partial(function, k=size, pad=pad, **options)  # type: ignore[arg-type]
+        return partial(function, k=size, pad=pad, **options)
     by = entry.name if function is None else partial(function, **options)
 
     def choose(pool: AnswerPool, rng: Any) -> TopK:

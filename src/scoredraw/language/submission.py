@@ -205,11 +205,54 @@ def submit_in_rows(
     return np.concatenate([samples[:, :k], np.full((rows, max(k - groups, 0)), -1)], axis=1)
 
 
-def check_k(k: int, pad: str | None = None) -> None:
+def check_k(k: int, pad: str | None = None, name: str = "k") -> None:
     """InputError unless k is a whole number of at least 1, and pad None or "frequency"."""
     whole = isinstance(k, int | np.integer) and not isinstance(k, bool) and k >= 1
-    require(whole, "k", repr(k), "a whole number of at least 1")
+    require(whole, name, repr(k), "a whole number of at least 1")
     require(pad in (None, "frequency"), "pad", repr(pad), "frequency or None")
+
+
+# ── weights of samples, row by row ──────────────────────────────────────────────────────────────
+
+
+def check_rows(codes: ArrayLike, rewards: ArrayLike) -> tuple[Int, Float]:
+    """Codes and rewards as arrays (S, n), rewards 0 for nulls; InputError for what is neither."""
+    code, reward = np.asarray(codes, np.int64), np.asarray(rewards, np.float64)
+    fine = code.ndim == 2 and code.shape[1] > 0
+    require(fine, "codes", f"shape {code.shape}", "(S, n), a row a set of samples")
+    require(reward.shape == code.shape, "rewards", f"shape {reward.shape}", f"{code.shape}")
+    reward = np.where(code == NULL, 0.0, reward)
+    require(bool(np.isfinite(reward).all()), "rewards", "NaN or infinity", "finite numbers")
+    return code, reward
+
+
+def mob_weights(codes: ArrayLike, rewards: ArrayLike, m: int | None = None) -> Float:
+    """The chance that best-of-m chooses each sample, of m drawn with replacement: (S, n).
+
+    Of the n samples of a row that are not null; m: ⌊√n⌋ by default, n at most. Samples of equal
+    reward share: ranks a .. b weigh [((n-a+1)/n)^m - ((n-b)/n)^m] / (b-a+1) each. Rows sum to 1.
+    Raises InputError for m < 1. Rakhsha et al. 2025, arXiv 2511.18630. O(S n log n).
+
+    >>> mob_weights([[0, 1, 0, 2]], [[3.0, 2.0, 2.0, 1.0]]).round(4).tolist()
+    [[0.4375, 0.25, 0.25, 0.0625]]
+    """
+    code, reward = check_rows(codes, rewards)
+    require(m is None or m >= 1, "m", m, "a whole number of at least 1, or None")
+    value = np.where(code == NULL, -np.inf, reward)
+    n, which = np.unique((code != NULL).sum(axis=1), return_inverse=True)
+    draws = np.maximum(np.sqrt(n).astype(np.int64) if m is None else np.minimum(m, n), 1)
+    left = np.maximum(n[:, None] - np.arange(value.shape[1] + 1), 0) / np.maximum(n, 1)[:, None]
+    mass = -np.diff(left ** draws[:, None], axis=1)[which]  # by rank
+    order = np.argsort(-value, axis=1)
+    ranked = np.take_along_axis(value, order, 1)
+    starts = np.ones(value.shape, bool)
+    starts[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    if not starts.all():
+        run = np.cumsum(starts) - 1  # numbered through all rows
+        mass = (np.bincount(run, mass.reshape(-1)) / np.bincount(run))[run].reshape(mass.shape)
+    out = np.empty_like(value)
+    np.put_along_axis(out, order, mass, 1)
+    return np.where(code == NULL, 0.0, out)
 
 
 # ── one problem ─────────────────────────────────────────────────────────────────────────────────
@@ -346,6 +389,28 @@ def draw_softly(
     drawn = submit_by_standing(pool, key, k, pad)
     rewards = np.where(np.isnan(drawn.rewards), np.nan, score[drawn.indices])
     return replace(drawn, rewards=rewards)
+
+
+def soft_in_rows(codes: Int, rewards: Float, beta: float = 1.0, over: str = "samples") -> Float:
+    """The chance of each sample in proportion to exp(β reward) in each of S sets, float64 (S, n).
+
+    over: "samples", or "answers" by the mean of their samples' rewards.
+
+    >>> soft_in_rows(np.array([[0, 0, 1, -1]]), np.zeros((1, 4)), over="answers").tolist()
+    [[0.25, 0.25, 0.5, 0.0]]
+    """
+    require(over in ("samples", "answers"), "over", repr(over), "samples or answers")
+    check_beta(beta)
+    weight = np.ones(codes.shape)
+    if over == "answers":
+        rewards = of_answer(answer_rewards(codes, rewards), codes)
+        weight /= np.maximum(of_answer(count_votes(codes), codes), 1)
+    null = codes == NULL
+    top = np.where(null, -np.inf, rewards).max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):  # what lies infinitely far below the best has no chance
+        weight *= np.exp(beta * np.where(null, 0.0, rewards - top))
+    weight[null] = 0.0
+    return weight / np.maximum(weight.sum(axis=1, keepdims=True), LEAST)
 
 
 def check_beta(beta: float) -> None:

@@ -99,8 +99,9 @@ def main(source: str, target: str) -> None:
             done[place] = rows
             right = sum(row["correct"] for row in rows)
             print(f"problem {place + 1} of {PROBLEMS}: {right} of {SAMPLES} right", flush=True)
-    rows = [json.dumps(row, ensure_ascii=False) for p in range(PROBLEMS) for row in done[p]]
-    Path(target).write_text("\n".join(rows) + "\n")
+    every = [row for problem in range(PROBLEMS) for row in done[problem]]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in every]
+    Path(target).write_text("".join(lines))
 
 
 if __name__ == "__main__":

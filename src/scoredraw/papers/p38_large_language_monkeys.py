@@ -412,7 +412,7 @@ def published_table() -> ReportTable:
 
 def add_systems(report: Report, samples: Samples, plan: Plan) -> None:
     """Not samples of one model, but what a single system alone reaches is known here."""
-    alone = samples.correct.reshape(-1, len(SYSTEMS)).astype(np.float64).T
+    alone = samples.grades.reshape(-1, len(SYSTEMS)).astype(np.float64).T
     curves = selections(samples, ("oracle", "majority"), (1, 2, 3, 4), 1, 0)
     title = f"Four systems on {len(samples):,} problems of GSM8K: k of the four at random"
     rows: list[list[Cell]] = []
