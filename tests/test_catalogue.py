@@ -242,7 +242,7 @@ def test_resolve_names_the_extra_of_an_absent_package(tmp_path, monkeypatch):
 def test_method_names_are_unique_within_a_kind():
     names = [(method.kind, method.name) for method in registry.methods()]
     assert len(set(names)) == len(names)
-    assert {kind for kind, _ in names} == {"rows", "examples", "answers"}
+    assert {kind for kind, _ in names} == {"rows", "examples", "answers", "texts"}
 
 
 def test_json_lists_the_papers(capsys):

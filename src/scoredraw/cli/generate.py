@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from scoredraw.cli import options as o
@@ -161,6 +160,8 @@ def two_prices(text: str | None) -> tuple[float, float] | None:
 def texts_of(table: Table, column: str | None, template: str | None) -> list[str]:
     """The prompts: a column, or a template filled in with each row's columns."""
     if template is not None:
+        import numpy as np
+
         require(column is None, "column", "one beside --template", "one of them")
         every = table.select(np.arange(table.num_rows))
         try:

@@ -261,9 +261,8 @@ class Stories:
         choose = by_prompt(marks, 1)
 
         def recorded(ids: Any, logits: Any, u: Float, rows: Any) -> Any:
-            hope = np.zeros(len(marks))
-            hope[rows] = expected_gumbel_score(model_law(logits).exp())
-            hopes.append(hope)
+            hopes.append(np.zeros(len(marks)))
+            hopes[-1][rows] = expected_gumbel_score(model_law(logits).exp())
             return choose(ids, logits, u, rows)
 
         made = self.sample(recorded, 1, self.plan.tokens, 0)
