@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info
 from benchmarks import (
     answers,
     coverage,
+    decoding,
     diffusion,
     files,
     influence,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "answers": answers.answers,
     "watermarks": watermarks.watermarks,
     "mbr": minimum_bayes_risk.minimum_bayes_risk,
+    "decoding": decoding.decoding,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (

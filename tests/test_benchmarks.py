@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
     *("leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"),
     *("selection", "influence", "transport", "rpc", "answers", "watermarks", "mbr"),
+    "decoding",
 ]
 
 
@@ -43,6 +44,7 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("answers", 7),
         ("watermarks", 3),
         ("mbr", 2),
+        ("decoding", 1),
     ],
 )
 def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> None:

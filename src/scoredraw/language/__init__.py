@@ -27,6 +27,9 @@ __getattr__, __dir__, __all__ = exports(
         "iterative_deepening": "deepening_schedule trigger_count token_account DeepeningPlan "
         "SelfCorrection select_trace",
         "deepening_generation": "deepening_sample deepening_tokens deepening_texts",
+        "cautious_decoding": "trial_counts cautious_decode CautiousPlan",
+        "cautious_generation": "cautious_generate cautious_tokens cautious_texts",
+        "punctuation": "punctuation_ids",
         "watermarks": "Watermark GreenListProcessor KeyedDrawProcessor token_law draw_tokens "
         "randomised_gumbel_marginal expected_gumbel_score",
         "watermark_detection": "detect detect_texts audit_watermark WatermarkAudit",
