@@ -283,17 +283,17 @@ class Stories:
 
         rounds = np.random.default_rng(self.rng).integers(1, 2**20, size=DEPTH).tolist()
         make = partial(Processor, CONTEXT + 1, rounds, 2**16, 0, 1024, "cpu")
-        processors: dict[int, Any] = {}
-
-        def choose(ids: Any, logits: Any, u: Float) -> Any:
-            chosen = []
-            for at in range(0, len(logits), 4):  # a few rows: each holds V x rounds numbers
-                rows = slice(at, at + 4)
-                law = processors.setdefault(at, make())(ids[rows], logits[rows])
-                chosen.append(categorical.invert(categorical.normalize(law), u[rows]))
-            return torch.cat(chosen)
-
         prompts = self.prompts[: self.plan.synthid]
+        processors = [make() for _ in prompts]  # few rows each: one holds V x rounds numbers
+
+        def choose(ids: Any, logits: Any, u: Float, rows: Any) -> Any:
+            every = (x.new_zeros((len(prompts), ADVISED, x.shape[-1])) for x in (ids, logits))
+            text, scores = every  # rows that have ended stay 0
+            place = tuple(map(torch.as_tensor, np.divmod(rows, ADVISED)))
+            text[place], scores[place] = ids, logits
+            laws = torch.stack([f(*x) for f, *x in zip(processors, text, scores, strict=True)])
+            return categorical.invert(categorical.normalize(laws[place]), u)
+
         made = self.sample(choose, ADVISED, self.plan.tokens, 0, prompts)
         arm = self.judged(made, None)
         p = detection.detect_synthid(
