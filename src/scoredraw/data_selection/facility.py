@@ -8,15 +8,21 @@ is monotone and submodular, so that taking again and again the row of largest ga
 
 comes within 1 - 1/e of the best S (Nemhauser, Wolsey, Fisher 1978). Gains only fall. While most of
 them are far from zero everywhere, an old gain is a bound, and only rows whose bound reaches the
-best are looked at again (Minoux 1978), some dozens at a time as one matrix product. Once the pairs
-with d(i, j) < D_i have become few, they are all that can still matter: they are listed once, and
-from then on every gain is kept exact by subtracting what a pick takes away.
+best are looked at again (Minoux 1978), and no longer than it does: what the picks since then took
+away is subtracted term by term, many rows at a time as one matrix product. Once the pairs with
+d(i, j) < D_i have become few, they are all that can still matter: they are listed once, and from
+then on every gain is kept exact by subtracting what a pick takes away.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,23 +32,25 @@ Index = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 TIE = 1e-10  # gains that differ by less than this share of c are equal: the first row is taken
-ROWS = 64  # candidates looked at together, or fewer
-CELLS, LEAST = 2_000_000, 16  # distances held at a time, and rows of them
-PAIRS = 128  # pairs listed, per row: at most this, or d if that is more
+FIRST, GROWTH = 16, 8  # rows whose bounds are seen to first, and how many times as many next
+CLOSE = 64  # rows whose gains float32 may leave undecided
+CELLS, LEAST = 1_000_000, 16  # distances that a thread holds at a time, and rows of them
+HIGH, WIDE = 256, 1024  # the same for sums: rows j, and rows i
+LARGE, MANY, THREADS = 2000, 100_000, 8  # rows and terms worth more threads, and how many at most
+PAIRS = 160  # pairs listed, per row: at most this, or d if that is more
 SAME = 1e-13  # squared distances below this are rounding: the rows are the same
-SAMPLE = 256  # rows that tell how many pairs there would be
+SAMPLE = 128  # rows that tell how many pairs there would be
 
 
 class Distances:
-    """d(i, j) of any rows i to all j, from one matrix product.
+    """d(i, j) of any rows i and j, from one matrix product.
 
     "cosine": (1 - cos) / 2, c = 1; "sqeuclidean": |x - y|^2; "euclidean": |x - y|; "rbf":
     1 - exp(-gamma |x - y|^2), c = 1. For the two in the middle lengths are in units of the largest
     distance from the mean, and c is the (squared) diameter of that ball, which no distance
     exceeds; picks do not depend on c. In the rows' own units d and c are `unit` times as much.
 
-    The two that are linear in the product also come in float32, good enough for bounds: `slack[j]`
-    is the most by which a sum over i of such distances, clipped or not, can be off.
+    Where d is linear in the product, sums for bounds are of float32 until `sum_in` says otherwise.
     """
 
     def __init__(self, x: Array, similarity: str, gamma: float | None) -> None:
@@ -56,23 +64,97 @@ class Distances:
         typical = 1 / max(2 * squares.mean(), 1e-300)
         self.gamma = typical if gamma is None else gamma * length**2
         factor = length**2 / 4 if similarity == "cosine" else 1.0
-        self.left = factor * np.column_stack([-2 * x, ones, squares])
-        self.right = np.column_stack([x, squares, ones])
+        self.squares = factor * squares
+        self.left = np.column_stack([-2 * factor * x, ones, self.squares])
+        self.right = np.vstack([x.T, self.squares, ones])
+        steepest = {"euclidean": 0.5 / np.sqrt(SAME), "rbf": self.gamma}
+        self.steep = steepest.get(similarity, 1.0)  # d moves by at most so much with the product
+        self.linear = similarity in ("cosine", "sqeuclidean")
+        self.sum_in(np.float32 if self.linear else np.float64)
         self.step = min(len(x), max(LEAST, CELLS // len(x)))
-        self.room = np.empty(self.step * len(x))
-        self.linear = self.roughly = similarity in ("cosine", "sqeuclidean")
-        self.slack = np.zeros(len(x))
-        if self.linear:
-            self.single = self.left.astype(np.float32), self.right.astype(np.float32)
-            lengths = np.sqrt(squares)
-            whole = len(x) * squares + 2 * lengths * lengths.sum() + squares.sum()
-            self.slack = factor * (self.width + 10) * 2.0**-24 * whole  # (|x_i| + |x_j|)^2
+        self.pool: ThreadPoolExecutor | None = None
+        self.rooms = [self._room()]
 
-    def rows(self, rows: Any, *, rough: bool = False) -> NDArray[Any]:
-        """d(i, j) for i in rows and every j, (len(rows), n); the next call overwrites it."""
-        if rough and self.roughly:
-            return self._product(*self.single, rows)
-        d = self._product(self.left, self.right, rows)
+    def sum_in(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.towards = (-self.left if self.linear else self.left).astype(dtype)
+
+    def _room(self) -> Array:
+        return np.empty(max(self.step * self.n, min(HIGH, self.n) * min(WIDE, self.n)))
+
+    @contextmanager
+    def in_threads(self) -> Iterator[None]:
+        """As many threads as BLAS has: products are not half of the work."""
+        from threadpoolctl import ThreadpoolController
+
+        if self.n < LARGE:
+            yield
+            return
+        blas = ThreadpoolController().select(user_api="blas")
+        count = min(THREADS, max((library["num_threads"] for library in blas.info()), default=1))
+        self.rooms = [self._room() for _ in range(count)]
+        with blas.limit(limits=1), ThreadPoolExecutor(count) as self.pool:
+            yield
+        self.pool, self.rooms = None, self.rooms[:1]
+
+    def share(self, function: Callable[[Any, Array], Any], pieces: list[Any]) -> list[Any]:
+        """function(piece, room) for each piece, at most as many as there are rooms."""
+        run: Any = map if self.pool is None or len(pieces) == 1 else self.pool.map
+        return list(run(function, pieces, self.rooms))
+
+    def rows(self, rows: Any, columns: Any = slice(None), room: Array | None = None) -> Array:
+        """d(i, j) for i in rows and j in columns (all); the next call overwrites it."""
+        room = self.rooms[0] if room is None else room
+        return self._bent(product(self.left[rows], self.right[:, columns], room))
+
+    def terms(self, columns: Any, near: Array, drop: Array | None = None) -> Terms:
+        """Rows i with D_i = `near`, which a pick brought down by `drop`."""
+        right = self.right[:, columns].astype(self.dtype, order="C")
+        squares = self.squares[columns]
+        if self.linear:  # then the product is D_i - d(i, j)
+            right[self.width] = squares - near
+        size = len(near), float(np.sqrt(squares).sum()), float((squares + near).sum())
+        return Terms(right, near, None if drop is None else drop.astype(self.dtype), size)
+
+    def sums(self, rows: Index, terms: Terms) -> tuple[Array, Array]:
+        """sum_i max(0, D_i - d(i, j)) for j in rows, and how far off it may be.
+
+        If the terms have a drop, none of them counts for more than that.
+        """
+        count, lengths, squares = terms.size
+        pieces = len(self.rooms) if len(rows) * count > MANY else 1
+        parts = self.share(partial(self._sums, terms), np.array_split(rows, pieces))
+        total, own = np.concatenate(parts), self.squares[rows]
+        whole = count * own + 2 * np.sqrt(own) * lengths + squares  # (|x_i| + |x_j|)^2 + D_i
+        off = self.steep * (self.width + 10) * whole + 2 * WIDE * total
+        return total, np.finfo(self.dtype).eps / 2 * off
+
+    def _sums(self, terms: Terms, rows: Index, room: Array) -> Array:
+        total, ones = np.zeros(len(rows)), np.ones(WIDE, self.dtype)
+        for at in range(0, len(rows), HIGH):
+            left = self.towards[rows[at : at + HIGH]]
+            for start in range(0, len(terms.near), WIDE):
+                part = slice(start, start + WIDE)
+                gap = product(left, terms.right[:, part], room)
+                if not self.linear:
+                    np.subtract(terms.near[part], self._bent(gap), out=gap)
+                np.maximum(gap, 0.0, out=gap)
+                if terms.drop is not None:
+                    np.minimum(gap, terms.drop[part], out=gap)
+                total[at : at + HIGH] += gap @ ones[: gap.shape[1]]
+        return total
+
+    def blocks(self) -> Iterator[slice]:
+        return (slice(at, min(at + self.step, self.n)) for at in range(0, self.n, self.step))
+
+    def totals(self) -> Array:
+        """sum_i d(i, j) for each j, (n,)."""
+        if self.linear:
+            return np.asarray(self.left.sum(axis=0) @ self.right)
+        return np.concatenate([self.rows(block).sum(axis=1) for block in self.blocks()])
+
+    def _bent(self, d: Array) -> Array:
+        """d from squared distances, in place."""
         if not self.linear:
             d[d < SAME] = 0.0
         if self.similarity == "euclidean":
@@ -81,24 +163,19 @@ class Distances:
             np.negative(np.expm1(np.multiply(d, -self.gamma, out=d), out=d), out=d)
         return d
 
-    def exactly(self) -> None:
-        """Make no more use of float32."""
-        self.roughly = False
-        self.slack = np.zeros(self.n)
 
-    def _product(self, left: NDArray[Any], right: NDArray[Any], rows: Any) -> NDArray[Any]:
-        mine = left[rows]
-        room = self.room.view(left.dtype)[: len(mine) * self.n].reshape(len(mine), self.n)
-        return np.matmul(mine, right.T, out=room)
+class Terms(NamedTuple):
+    """Some rows i, made ready for sums over them."""
 
-    def totals(self) -> Array:
-        """sum_i d(i, j) for each j, (n,)."""
-        if self.linear:
-            return np.asarray(self.left.sum(axis=0) @ self.right.T)
-        return np.concatenate([self.rows(block).sum(axis=1) for block in self.blocks()])
+    right: NDArray[Any]
+    near: Array
+    drop: NDArray[Any] | None
+    size: tuple[int, float, float]  # how many; sums of |x_i| and of |x_i|^2 + D_i
 
-    def blocks(self) -> Iterator[slice]:
-        return (slice(at, min(at + self.step, self.n)) for at in range(0, self.n, self.step))
+
+def product(left: NDArray[Any], right: NDArray[Any], room: Array) -> NDArray[Any]:
+    shape = len(left), right.shape[1]
+    return np.matmul(left, right, out=room.view(left.dtype)[: shape[0] * shape[1]].reshape(shape))
 
 
 def centred(x: Array) -> tuple[Array, float]:
@@ -135,13 +212,12 @@ class Greedy:
         closer = np.flatnonzero(d < self.near)
         self.take(row, gain, closer, d[closer])
 
-    def gains_of(self, rows: Index, *, rough: bool = False) -> Array:
-        """g(j) for the rows asked for; rough ones are off by `slack` at most."""
-        near = self.near.astype(np.float32) if rough and self.of.roughly else self.near
+    def gains_of(self, rows: Index) -> Array:
+        """g(j) for the rows asked for."""
         parts = [np.zeros(0)]
         for at in range(0, len(rows), self.of.step):
-            gap = self.of.rows(rows[at : at + self.of.step], rough=rough)
-            np.subtract(near, gap, out=gap)
+            gap = self.of.rows(rows[at : at + self.of.step])
+            np.subtract(self.near, gap, out=gap)
             parts.append(np.maximum(gap, 0.0, out=gap).sum(axis=1))
         return np.concatenate(parts)
 
@@ -156,40 +232,102 @@ def lazy(distances: Distances, size: int, progress: Progress | None = None) -> G
     """The plain greedy's picks, by bounds first and by listed pairs after."""
     state = Greedy(distances, size, progress)
     state.first()
-    bounds = np.full(distances.n, np.inf)
-    look = 8
-    while len(state.picks) < size:
-        if len(state.picks) >= look:
-            if few_pairs(state):
-                by_listed_pairs(state)
-                break
-            look += max(1, look // 4)
-        bounds[state.picks[-1]] = -np.inf
-        state.take_dense(*best_by_bounds(state, bounds))
+    bounds, look = Bounds(state), 8
+    with distances.in_threads():
+        while len(state.picks) < size:
+            if len(state.picks) >= look:
+                if few_pairs(state):
+                    by_listed_pairs(state)
+                    break
+                look += max(1, look // 4)
+            bounds.take_best()
     return state
 
 
-def best_by_bounds(state: Greedy, bounds: Array) -> tuple[int, float]:
-    """The row of largest gain and that gain; `bounds` are tightened on the way."""
-    stale, low = bounds > -np.inf, -np.inf
-    while True:
-        rows = np.flatnonzero(stale & (bounds >= low))
-        if not len(rows):
-            break
-        if len(rows) > ROWS and np.isfinite(bounds[rows]).all():
-            rows = rows[np.argpartition(-bounds[rows], ROWS)[:ROWS]]
-        gains, slack = state.gains_of(rows, rough=True), state.of.slack[rows]
-        slack = slack + 1e-5 * gains  # of the sum itself
-        bounds[rows] = gains + slack
-        stale[rows] = False
-        low = max(low, float((gains - slack).max()))
-    tolerance = TIE * state.of.c
-    rows = np.flatnonzero(bounds >= low - tolerance)
-    bounds[rows] = state.gains_of(rows)
-    if len(rows) > ROWS:  # bounds too loose to be worth it
-        state.of.exactly()
-    best = first_best(bounds[rows], tolerance)
-    return int(rows[best]), float(bounds[rows[best]])
+class Bounds:
+    """Gains as they were, less some of what the picks since have taken away.
+
+    A pick that brings D_i down by e_i takes from the gain of j
+
+        sum_i min(e_i, max(0, D_i - d(i, j))),
+
+    and the gain less any of these terms is a bound. They are kept in parts, of each pick the
+    largest e_i first. A row is told part after part while its bound reaches the best gain known.
+    Only the last n terms are kept: a row that has missed others is looked at afresh.
+    """
+
+    def __init__(self, state: Greedy) -> None:
+        self.state, n = state, state.of.n
+        self.gain, self.slack = np.full(n, np.inf), np.zeros(n)
+        self.gain[state.picks] = -np.inf
+        self.parts: deque[Terms] = deque()
+        self.kept, self.last = 0, 0  # terms kept; parts there have been
+        self.told = np.full(n, -1)  # the parts, from the very first, that a row's gain is without
+
+    def take_best(self) -> None:
+        """Take the row of largest gain."""
+        state, tolerance = self.state, TIE * self.state.of.c
+        rows = np.flatnonzero(self.reach(slice(None), self.best_known() - tolerance))
+        gains = state.gains_of(rows)
+        self.gain[rows], self.slack[rows], self.told[rows] = gains, 0.0, self.last
+        if len(rows) > CLOSE and state.of.dtype is np.float32:
+            state.of.sum_in(np.float64)
+            self.forget(0)
+        best, before = first_best(gains, tolerance), state.near.copy()
+        state.take_dense(int(rows[best]), float(gains[best]))
+        self.gain[rows[best]] = -np.inf
+        self.keep(before)
+
+    def best_known(self) -> float:
+        """What the largest gain is at least, once no row behind with the news can exceed it."""
+        low, look = 0.0, FIRST
+        while True:
+            rows = np.flatnonzero(self.reach(slice(None), low) & (self.told < self.last))
+            if not len(rows):
+                return low
+            if len(rows) > look:
+                order = np.argpartition(-self.gain[rows] - self.slack[rows], look)
+                rows, look = rows[order[:look]], GROWTH * look
+            rows = self.tell(rows, low)
+            low = float((self.gain[rows] - self.slack[rows]).max(initial=low))
+
+    def reach(self, rows: Any, low: float) -> NDArray[np.bool_]:
+        return np.asarray(self.gain[rows] + self.slack[rows] >= low)
+
+    def tell(self, rows: Index, low: float) -> Index:
+        """Tell rows what they have missed while they reach `low`; those that do to the end."""
+        of, first = self.state.of, self.last - len(self.parts)
+        afresh = rows[self.told[rows] < first]
+        if len(afresh):
+            everyone = of.terms(slice(None), self.state.near)
+            self.gain[afresh], self.slack[afresh] = of.sums(afresh, everyone)
+            self.told[afresh] = self.last
+        for place in range(self.told[rows].min(), self.last):
+            rows = rows[self.reach(rows, low)]
+            mine = rows[self.told[rows] == place]
+            if len(mine):
+                loss, slack = of.sums(mine, self.parts[place - first])
+                self.gain[mine] = np.maximum(self.gain[mine] - loss, 0.0)
+                self.slack[mine] += slack
+                self.told[mine] += 1
+        return rows[self.reach(rows, low)]
+
+    def keep(self, before: Array) -> None:
+        """Keep the terms of a pick, given D from before it."""
+        drop = before - self.state.near
+        closer = np.flatnonzero(drop > 0)
+        closer = closer[np.argsort(-drop[closer])]
+        for at in range(0, len(closer), WIDE):
+            part = closer[at : at + WIDE]
+            self.parts.append(self.state.of.terms(part, before[part], drop[part]))
+            self.last += 1
+        self.kept += len(closer)
+        self.forget(self.state.of.n)
+
+    def forget(self, limit: int) -> None:
+        """Leave the last terms, at most `limit`."""
+        while self.kept > limit:
+            self.kept -= len(self.parts.popleft().near)
 
 
 def few_pairs(state: Greedy) -> bool:
@@ -199,18 +337,21 @@ def few_pairs(state: Greedy) -> bool:
     step = state.of.step
     pieces = [rows[at : at + step] for at in range(0, len(rows), step)]
     pairs = sum(np.count_nonzero(state.of.rows(p) < state.near[p, None]) for p in pieces)
-    return pairs * (n / len(rows)) <= n * max(PAIRS, state.of.width)
+    return bool(pairs * (n / len(rows)) <= n * max(PAIRS, state.of.width))
 
 
 def by_listed_pairs(state: Greedy) -> None:
     """The rest of the picks from the pairs that can still matter."""
-    n, near = state.of.n, state.near
-    start, column, distance = list_pairs(state)
-    row_of = np.repeat(np.arange(n), np.diff(start))
+    from scipy.sparse import csr_array
+
+    n, near, pairs = state.of.n, state.near, list_pairs(state)
+    start, column, distance = pairs.indptr, pairs.indices, pairs.data
+    row_of = np.repeat(np.arange(n, dtype=column.dtype), np.diff(start))
     gains = np.bincount(column, near[row_of] - distance, minlength=n).astype(np.float64)
     gains[state.picks] = -np.inf
-    by_column = np.argsort(column, kind="stable")
-    column_start = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=n))])
+    order = np.arange(len(column), dtype=start.dtype)
+    places = csr_array((order, column, start), shape=(n, n)).tocsc()
+    by_column, column_start = places.data, places.indptr
     tolerance = TIE * state.of.c
     while len(state.picks) < state.size:
         row = first_best(gains, tolerance)
@@ -228,18 +369,31 @@ def by_listed_pairs(state: Greedy) -> None:
         state.take(row, gain, closer, distance[own])
 
 
-def list_pairs(state: Greedy) -> tuple[Index, NDArray[np.int32], Array]:
-    """Rows i with the j that are nearer than D_i, one after the other: start, j, d(i, j)."""
-    n, columns, distances, counts = state.of.n, [], [], []
-    for block in state.of.blocks():
-        d = state.of.rows(block)
-        inside = np.flatnonzero(d < state.near[block, None])
-        row, j = np.divmod(inside, n)
-        counts.append(np.bincount(row, minlength=len(d)))
-        columns.append(j.astype(np.int32))
-        distances.append(d.ravel()[inside])
-    start = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    return start, np.concatenate(columns), np.concatenate(distances)
+def list_pairs(state: Greedy) -> Any:
+    """d(i, j) for the j nearer to i than D_i: a sparse matrix, CSR.
+
+    Of two blocks of rows the products are the same both ways, and computed once.
+    """
+    from scipy.sparse import coo_array
+
+    n, near, of = state.of.n, state.near, state.of
+
+    def list_in(blocks: list[slice], room: Array) -> list[tuple[Any, Any, Array]]:
+        listed = []
+        for block in blocks:
+            d = of.rows(block, slice(block.start, None), room)
+            later = d[:, len(d) :]
+            a, b = np.divmod(np.flatnonzero(d < near[block, None]), d.shape[1])
+            p, q = np.divmod(np.flatnonzero(later < near[block.stop :]), later.shape[1])
+            i = np.concatenate([block.start + a, block.stop + q], dtype=np.int32)
+            j = np.concatenate([block.start + b, block.start + p], dtype=np.int32)
+            listed.append((i, j, np.concatenate([d[a, b], later[p, q]])))
+        return listed
+
+    blocks, threads = list(of.blocks()), len(of.rooms)
+    shares = of.share(list_in, [blocks[k::threads] for k in range(threads)])
+    i, j, d = (np.concatenate(part) for part in zip(*chain(*shares), strict=True))
+    return coo_array((d, (i, j)), shape=(n, n)).tocsr()
 
 
 def stochastic(
@@ -277,4 +431,4 @@ def ragged(start: Index, stop: Index) -> Index:
     """The numbers start_0 .. stop_0 - 1, start_1 .. stop_1 - 1, ... in a row."""
     lengths = stop - start
     ends = np.cumsum(lengths)
-    return np.arange(lengths.sum()) + np.repeat(start - ends + lengths, lengths)
+    return np.asarray(np.arange(lengths.sum()) + np.repeat(start - ends + lengths, lengths))
