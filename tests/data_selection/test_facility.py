@@ -33,19 +33,19 @@ def matrix(distances: facility.Distances) -> np.ndarray:
     return d if distances.similarity == "sqeuclidean" else 1 - np.exp(-distances.gamma * d)
 
 
-def few_threads(monkeypatch, wide: int = 64) -> None:
+def as_if_large(monkeypatch) -> None:
     """Small inputs cut as large ones are."""
     monkeypatch.setattr(facility, "LARGE", 0)
     monkeypatch.setattr(facility, "MANY", 0)
     monkeypatch.setattr(facility, "CELLS", 4000)
     monkeypatch.setattr(facility, "HIGH", 48)
-    monkeypatch.setattr(facility, "WIDE", wide)
+    monkeypatch.setattr(facility, "WIDE", 64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_gain_lies_within_its_bounds(kind, monkeypatch) -> None:
     """Those told of all the picks from both sides, the others from above, to the slack they own."""
-    few_threads(monkeypatch)
+    as_if_large(monkeypatch)
     state = facility.Greedy(facility.Distances(rows(400, 6), kind, None), 60, None)
     state.first()
     bounds, d, behind = facility.Bounds(state), matrix(state.of), 0
@@ -67,7 +67,7 @@ def test_every_gain_lies_within_its_bounds(kind, monkeypatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("drop", [False, True])
 def test_sums_are_off_by_no_more_than_they_say(kind, drop, monkeypatch) -> None:
-    few_threads(monkeypatch)
+    as_if_large(monkeypatch)
     of = facility.Distances(rows(300, 9, 1), kind, None)
     d, some = matrix(of), np.arange(0, 300, 2)
     near = d[some][:, [3, 80]].min(axis=1)
@@ -82,7 +82,7 @@ def test_sums_are_off_by_no_more_than_they_say(kind, drop, monkeypatch) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_listed_pairs_are_those_nearer_than_the_nearest_pick(threads, monkeypatch) -> None:
-    few_threads(monkeypatch)
+    as_if_large(monkeypatch)
     state = facility.Greedy(facility.Distances(rows(300, 4), "sqeuclidean", None), 20, None)
     state.first()
     for row in (5, 60, 200):
@@ -108,7 +108,7 @@ def test_threads_do_not_show(kind, listed, monkeypatch) -> None:
     few = facility.few_pairs
     monkeypatch.setattr(facility, "few_pairs", lambda state: listed and few(state))
     alone = facility.lazy(facility.Distances(x, kind, None), 120)
-    few_threads(monkeypatch)
+    as_if_large(monkeypatch)
     distances = facility.Distances(x, kind, None)
     with threadpool_limits(3, user_api="blas"):
         before = threadpool_info()

@@ -165,4 +165,8 @@ def test_the_samples_that_come_along() -> None:
         samples = read_samples(name)
         assert samples.name == name
         shapes[name] = (len(samples), set(samples.counts.tolist()), int(samples.right.sum()))
-    assert shapes == {"smollm2-arith": (48, {32}, 70), "gsm8k-solutions": (1319, {4}, 2001)}
+    assert shapes == {
+        "smollm2-arith": (48, {32}, 70),
+        "gsm8k-smollm2": (100, {32}, 37),
+        "gsm8k-solutions": (1319, {4}, 2001),
+    }

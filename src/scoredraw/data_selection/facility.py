@@ -8,8 +8,8 @@ is monotone and submodular, so that taking again and again the row of largest ga
 
 comes within 1 - 1/e of the best S (Nemhauser, Wolsey, Fisher 1978). Gains only fall. While most of
 them are far from zero everywhere, an old gain is a bound, and only rows whose bound reaches the
-best are looked at again (Minoux 1978), and no longer than it does: what the picks since then took
-away is subtracted term by term, many rows at a time as one matrix product. Once the pairs with
+best are looked at again (Minoux 1978): what the picks since then took away is subtracted in parts,
+for many rows at a time as one matrix product, until the bound falls short. Once the pairs with
 d(i, j) < D_i have become few, they are all that can still matter: they are listed once, and from
 then on every gain is kept exact by subtracting what a pick takes away.
 """
@@ -107,9 +107,9 @@ class Distances:
         room = self.rooms[0] if room is None else room
         return self._bent(product(self.left[rows], self.right[:, columns], room))
 
-    def terms(self, columns: Any, near: Array, drop: Array | None = None) -> Terms:
+    def terms(self, columns: Index, near: Array, drop: Array | None = None) -> Terms:
         """Rows i with D_i = `near`, which a pick brought down by `drop`."""
-        right = self.right[:, columns].astype(self.dtype, order="C")
+        right = np.take(self.right, columns, axis=1).astype(self.dtype)
         squares = self.squares[columns]
         if self.linear:  # then the product is D_i - d(i, j)
             right[self.width] = squares - near
@@ -299,7 +299,7 @@ class Bounds:
         of, first = self.state.of, self.last - len(self.parts)
         afresh = rows[self.told[rows] < first]
         if len(afresh):
-            everyone = of.terms(slice(None), self.state.near)
+            everyone = of.terms(np.arange(of.n), self.state.near)
             self.gain[afresh], self.slack[afresh] = of.sums(afresh, everyone)
             self.told[afresh] = self.last
         for place in range(self.told[rows].min(), self.last):

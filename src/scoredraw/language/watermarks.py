@@ -489,4 +489,4 @@ def _probabilities(p: ArrayLike) -> Float:
     fine = q.ndim >= 1 and bool((q >= 0).all())
     fine = fine and bool((np.abs(q.sum(axis=-1) - 1) < 1e-6).all())
     require(fine, "p", "other numbers", "probabilities that sum to 1 along the last axis")
-    return q
+    return np.where(q < np.finfo(np.float64).tiny, 0.0, q)  # gamma functions fail on the rest
