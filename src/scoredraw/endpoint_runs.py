@@ -75,8 +75,9 @@ def run(
     batch, any other one at a time, both in this thread. path: of the output, JSON lines. progress:
     told after every answer. request: arguments of `model.sample` (max_tokens, temperature, top_p,
     stop, seed, ...); from a seed every request gets its own, a function of (seed, prompt's number,
-    sample's number), but for `sample_all`, which sees to that itself. Prompts may be appended and n
-    raised later: the same file goes on.
+    sample's number), but for `sample_all`, which sees to that itself. Of a model that says
+    `whole_pools` (a hedged pool's samples are not alike) all n of a prompt are asked for again
+    where some are missing. Prompts may be appended and n raised later: the same file goes on.
 
     A prompt that the model refuses (an `InputError` about it, or a status 400, 413, 422: too long,
     say) does not stop the others, unless more than max_refused are. Then, and when the model stops
@@ -107,7 +108,7 @@ def run(
             _take_batches(model, prompts, request, tasks, log, n, max_refused, progress)
         elif tasks:
             threads = concurrency if getattr(model, "thread_safe", False) else 0
-            desk = _Desk(model, prompts, request, threads)
+            desk = _Desk(model, prompts, request, n, threads)
             _take_in(desk, deque(tasks), log, max_refused, progress)
     return [[log.made[i][j] for j in range(n)] for i in range(len(prompts))]
 
@@ -176,9 +177,10 @@ class _Desk:
     """Takes tasks and hands back answers, from threads that may be left behind, or from here."""
 
     def __init__(
-        self, model: Any, prompts: Sequence[Prompt], request: dict[str, Any], threads: int
+        self, model: Any, prompts: Sequence[Prompt], request: dict[str, Any], n: int, threads: int
     ) -> None:
-        self.model, self.prompts, self.request = model, prompts, request
+        self.model, self.prompts, self.request, self.n = model, prompts, request, n
+        self.whole = getattr(model, "whole_pools", False)
         self.seed = request.get("seed", _own_request(model).get("seed"))
         self.room, self.under_way = max(threads, 1), 0
         self.tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -210,12 +212,14 @@ class _Desk:
 
     def _ask(self, task: _Task) -> Any:
         request = dict(self.request)
+        begin, count = (0, self.n) if self.whole else (task.samples[0], len(task.samples))
         if self.seed is not None:
-            request["seed"] = derived_seed(self.seed, task.prompt, task.samples[0])
+            request["seed"] = derived_seed(self.seed, task.prompt, begin)
         # one request at a time, where the model has that: what it brings is on the disk at once
         sample = getattr(self.model, "sample_some", self.model.sample)
         try:
-            return sample(self.prompts[task.prompt], len(task.samples), **request)
+            made = sample(self.prompts[task.prompt], count, **request)
+            return [made[j] for j in task.samples] if self.whole else made
         except Exception as error:
             return error
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from scoredraw.endpoint_runs import run
+from scoredraw.errors import InputError
 from scoredraw.language.text_methods import MethodModel
 from scoredraw.models import Completion
 
@@ -131,18 +133,53 @@ def test_what_is_wrong_is_said_in_a_line(
     assert not out.exists()
 
 
+class Server:
+    """Tells what it was asked for; has no min_p."""
+
+    name, thread_safe = "server", True
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, float]] = []
+
+    def sample(
+        self, prompt: Any, n: int = 1, *, temperature: float = 1.0, seed: int | None = None,
+        max_tokens: int | None = None,
+    ) -> list[Completion]:  # fmt: skip
+        self.asked.append((n, temperature))
+        return [Completion(f"{prompt} {temperature} {seed} {j}") for j in range(n)]
+
+
+def test_a_hedged_pool_is_asked_for_as_a_whole(tmp_path: Path) -> None:
+    """One greedy text, and it comes first, also where a pool was cut off or is made larger."""
+    server, path = Server(), tmp_path / "log.jsonl"
+    sampler = MethodModel(server, "hedged", temperature=0.5)
+    made = run(sampler, ["a", "b"], path, n=3, seed=0)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-2]))  # the last pool has its first text only
+    again = run(sampler, ["a", "b"], path, n=3, seed=0)
+    assert [[c.text for c in pool] for pool in again] == [[c.text for c in pool] for pool in made]
+    larger = run(sampler, ["a", "b"], path, n=5, seed=0)
+    assert [c.text.split()[1] for c in larger[0]] == ["0.0", "0.5", "0.5", "0.5", "0.5"]
+    assert sum(n for n, _ in server.asked) == 6 + 3 + 10
+
+
+def test_models_with_sample_alone_get_a_seed_for_each_prompt(tmp_path: Path) -> None:
+    class Local(Server):
+        thread_safe = False
+
+    made = run(MethodModel(Local(), "sample"), ["a", "a"], tmp_path / "log", n=2, seed=0)
+    assert made[0][0].text != made[1][0].text
+
+
+def test_what_a_server_does_not_take_is_said_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="min_p: got an option that sample does not have"):
+        run(MethodModel(Server(), "sample"), ["a"], tmp_path / "log", min_p=0.1)
+
+
 def test_methods_that_look_at_tokens_want_a_model_here() -> None:
-    class Server:
-        name, thread_safe = "server", True
-
-        def sample(self, prompt: Any, n: int = 1, **_: Any) -> list[Completion]:
-            return [Completion("x")] * n
-
-    from scoredraw.errors import InputError
-
     with pytest.raises(InputError, match="model: got Server, want a model in this process"):
         MethodModel(Server(), "cautious")
     sampler = MethodModel(Server(), "sample")
     assert sampler.thread_safe
     assert not hasattr(sampler, "sample_all")
-    assert [c.text for c in sampler.sample("p", 2)] == ["x", "x"]
+    assert len(sampler.sample("p", 2)) == 2

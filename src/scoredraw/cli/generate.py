@@ -195,8 +195,10 @@ def conversations(texts: list[str]) -> list[Prompt]:
 @contextmanager
 def log_beside(log: Path | None, out: Path | None) -> Iterator[Path]:
     """The file that holds the samples as they come: given, beside OUT, or for this run alone."""
-    if log is not None or out is not None:
-        yield log if log is not None else out.with_name(f"{out.name}.log.jsonl")  # type: ignore[union-attr]
+    if log is None and out is not None:
+        log = out.with_name(f"{out.name}.log.jsonl")
+    if log is not None:
+        yield log
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / "log.jsonl"

@@ -170,10 +170,10 @@ def hedged_texts(
     _check_source(model, min_p)
     total = len(prompts) * n
     if not hasattr(model, "sample_all"):
-        how = {"temperature": temperature, "min_p": min_p, "max_tokens": max_tokens}
+        how: dict[str, Any] = {"temperature": temperature, "min_p": min_p, "max_tokens": max_tokens}
         pools = []
         for number, prompt in enumerate(prompts):
-            pool = hedged_pool(model, prompt, n, seed=_seed(seed, first + number), **how)  # type: ignore[arg-type]
+            pool = hedged_pool(model, prompt, n, seed=_seed(seed, first + number), **how)
             pools.append(list(pool.completions))
             if progress is not None:
                 progress(n * len(pools), total)

@@ -19,14 +19,13 @@ from typing import Any
 
 from scoredraw import registry
 from scoredraw.errors import require
+from scoredraw.model_servers import derived_seed
 from scoredraw.models import Completion, Prompt, TransformersModel
 
 OWN = ("model", "tokenizer", "prompts", "n", "progress", "first", "trace")  # no options
-REQUEST = ("seed", "max_tokens", "top_p", "min_p", "stop")
+WHOLE = ("hedged",)  # whose samples of a prompt are not alike
 # what methods take by way of keyword arguments
 PLANNED = {
-    "greedy_texts": REQUEST,
-    "sampled_texts": ("temperature", *REQUEST),
     "cautious_texts": (
         *("measure", "h_min", "h_max", "n_max", "n_min", "rule", "trials", "fixed", "score"),
         "max_trial_tokens",
@@ -49,11 +48,19 @@ def greedy_texts(
 def sampled_texts(
     model: Any, prompts: Sequence[Prompt], n: int = 1, *, first: int = 0, **request: Any
 ) -> list[list[Completion]]:
-    """n samples after each prompt, by the model's own `sample_all` or `sample`."""
+    """n samples after each prompt, by the model's own `sample_all` or `sample`.
+
+    first: the number of the first prompt; with `sample` each has a seed of its own.
+    """
     if hasattr(model, "sample_all"):
         made: list[list[Completion]] = model.sample_all(prompts, n, first=first, **request)
         return made
-    return [model.sample(prompt, n, **request) for prompt in prompts]
+    seed = request.pop("seed", None)
+    seeds = [None if seed is None else derived_seed(seed, first + i) for i in range(len(prompts))]
+    return [
+        model.sample(prompt, n, seed=own, **request)
+        for prompt, own in zip(prompts, seeds, strict=True)
+    ]
 
 
 class MethodModel:
@@ -72,7 +79,8 @@ class MethodModel:
         here = entry.takes != "tokens" or isinstance(model, TransformersModel)
         wanted = f"a model in this process (a folder, small, stories), for {method}"
         require(here, "model", type(model).__name__, wanted)
-        self.can, self.method = options_of(self.function), method
+        self.can, self.method = options_of(self.function, model), method
+        self.whole_pools = method in WHOLE
         self._check(options)
         self.model, self.options = model, options
         # those that look at tokens take a model and its tokenizer
@@ -118,12 +126,19 @@ class MethodModel:
             require(name in self.can, name, f"an option that {self.method} does not have", fits)
 
 
-def options_of(function: Callable[..., Any]) -> list[str]:
-    """The names of a method's own options: of its arguments, and of the plan that it fills in.
+def options_of(function: Callable[..., Any], model: Any) -> list[str]:
+    """The names of a method's own options: of its arguments, and of what it fills in with others.
 
-    >>> options_of(greedy_texts)
-    ['seed', 'max_tokens', 'top_p', 'min_p', 'stop']
+    These are the fields of its plan, or for the methods of this file what the model's `sample`
+    takes.
     """
+    found = _names(function)
+    if function in (greedy_texts, sampled_texts):
+        fixed = ("prompt", "temperature") if function is greedy_texts else ("prompt",)
+        return [*found, *(name for name in _names(model.sample) if name not in fixed)]
+    return [*found, *PLANNED.get(function.__name__, ())]
+
+
+def _names(function: Callable[..., Any]) -> list[str]:
     found = inspect.signature(function).parameters.values()
-    names = [p.name for p in found if p.kind != p.VAR_KEYWORD and p.name not in OWN]
-    return [*names, *PLANNED.get(function.__name__, ())]
+    return [p.name for p in found if p.kind != p.VAR_KEYWORD and p.name not in OWN]
