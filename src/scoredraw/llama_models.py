@@ -15,13 +15,13 @@ import numpy as np
 
 from scoredraw import categorical
 from scoredraw.errors import InputError, MissingExtraError, require
-from scoredraw.models import Completion, Float, Message, Prompt, until_stop
+from scoredraw.models import Completion, Float, LocalModel, Message, Prompt, until_stop
 from scoredraw.uniforms import RowUniforms
 
 LONGEST_PIECE = 512  # bytes of one token
 
 
-class LlamaCppModel:
+class LlamaCppModel(LocalModel):
     """A language model of llama.cpp: samples, scores, the next token's distribution, replies.
 
     To be asked from one thread. Messages are put together by the file's chat template, or else as
@@ -29,7 +29,8 @@ class LlamaCppModel:
     cut off), from the logits of llama.cpp (float32; its weights and cache may be coarser).
 
     model: the path of a GGUF file, or a `llama_cpp.Llama`. max_new_tokens: of a reply. window:
-    tokens the model sees at once, where a file is loaded; options: of `llama_cpp.Llama`.
+    tokens the model sees at once, where a file is loaded; name: what files of its samples say they
+    are by; options: of `llama_cpp.Llama`.
     Raises `MissingExtraError` without the package, `InputError` for a file that it cannot load and
     for a prompt without room in the window.
 
@@ -40,7 +41,13 @@ class LlamaCppModel:
     """
 
     def __init__(
-        self, model: Any, *, max_new_tokens: int = 256, window: int = 4096, **options: Any
+        self,
+        model: Any,
+        *,
+        max_new_tokens: int = 256,
+        window: int = 4096,
+        name: str = "",
+        **options: Any,
     ) -> None:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "a positive count")
         require(window >= 1, "window", window, "a positive count")
@@ -50,6 +57,7 @@ class LlamaCppModel:
             hint = "pip install 'scoredraw[llama]'"
             raise MissingExtraError(f"llama_cpp is not installed: {hint}") from None
         self.api, self.max_new_tokens = llama_cpp, max_new_tokens
+        self.name = name or (str(model) if isinstance(model, str | Path) else type(self).__name__)
         self.llama = model
         if isinstance(model, str | Path):
             require(Path(model).is_file(), "model", model, "a GGUF file")
@@ -83,10 +91,6 @@ class LlamaCppModel:
         formatter = Jinja2ChatFormatter(template, eos_token=end, bos_token=begin)
         return str(formatter(messages=[dict(m) for m in messages]).prompt) + reply
 
-    def text_of(self, prompt: Prompt) -> str:
-        """A prompt as the text the model goes on from."""
-        return prompt if isinstance(prompt, str) else self.prompt(prompt)
-
     def ask(self, messages: Sequence[Message]) -> str:
         """The greedy reply, without special tokens."""
         return self.sample(messages, temperature=0.0)[0].text
@@ -109,10 +113,7 @@ class LlamaCppModel:
         Arguments, draws and errors as of `TransformersModel.sample`.
         """
         require(n >= 1, "n", n, "at least one sample")
-        room = self.max_new_tokens if max_tokens is None else max_tokens
-        require(room >= 1, "max_tokens", room, "a positive count")
-        require(not isinstance(stop, str), "stop", repr(stop), "a list of strings")
-        require(all(stop), "stop", "an empty string", "strings to stop at")
+        room = self._room(max_tokens, stop)
         how: dict[str, Any] = {
             "temperature": temperature,
             "top_k": top_k,
@@ -120,7 +121,7 @@ class LlamaCppModel:
             "min_p": min_p,
         }
         categorical.truncate(np.zeros(1), **how)  # what is wrong with them is said before any work
-        ids = self._fitting(prompt, room)
+        ids = self.fitting_tokens(prompt, room)
         first = self._pass(ids, 0)[-1]
         uniforms = RowUniforms(seed)
         made = []
@@ -169,7 +170,7 @@ class LlamaCppModel:
             token = self.llama.token_eos()
             require(token >= 0, "end", "a model without one", "an end-of-text token")
             own = [*own, token]
-        ids = self._fitting(prompt, len(own))
+        ids = self.fitting_tokens(prompt, len(own))
         if not own:
             return np.zeros(0)
         logits = [self._pass(ids, 0)]
@@ -181,7 +182,7 @@ class LlamaCppModel:
 
     def next_token_logprobs(self, prompt: Prompt, reply: str = "") -> Float:
         """log p(token | prompt, start of the reply) of every token, float64 (V,): one pass."""
-        logits = self._pass(self._fitting(prompt, 1, reply), 0)[-1]
+        logits = self._pass(self.fitting_tokens(prompt, 1, reply), 0)[-1]
         self.llama.reset()
         logprobs: Float = categorical.normalize(logits)
         return logprobs
@@ -238,23 +239,10 @@ class LlamaCppModel:
     def _ids(self, text: str, begin: bool = False) -> list[int]:
         return list(self.llama.tokenize(text.encode(), add_bos=begin, special=True))
 
-    def _continuation(self, text: str, completion: str) -> list[int]:
-        """The tokens that a completion adds to a text's, or, where it changes them, to a line's."""
-        for before in (text, "\n"):
-            start, whole = self._ids(before), self._ids(before + completion)
-            if whole[: len(start)] == start:
-                return whole[len(start) :]
-        return self._ids(completion)
-
-    def _fitting(self, prompt: Prompt, room: int, reply: str = "") -> list[int]:
+    def prompt_tokens(self, prompt: Prompt, reply: str = "") -> list[int]:
+        """The token ids of a prompt; a chat template writes the special ones itself."""
         text = self.text_of(prompt) + reply
         bos = self.llama.token_bos()
         begun = bos >= 0 and text.startswith(self._piece(bos, special=True).decode() or "\0")
         template = not isinstance(prompt, str) and "tokenizer.chat_template" in self.llama.metadata
-        ids = self._ids(text, begin=not (begun or template))
-        argument = "prompt" if isinstance(prompt, str) else "messages"
-        require(bool(ids), argument, "no tokens", "at least one to go on from")
-        wanted = f"at most {self.window}, which the model can see: shorten the texts"
-        tokens = len(ids) + room
-        require(tokens <= self.window, argument, f"{tokens} tokens with the reply", wanted)
-        return ids
+        return self._ids(text, begin=not (begun or template))

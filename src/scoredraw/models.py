@@ -15,6 +15,7 @@ model's chat template puts together.
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -94,7 +95,60 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
 
 
-class TransformersModel:
+class LocalModel(ABC):
+    """What the models of this process share: prompts as token ids with room in the window."""
+
+    max_new_tokens: int
+
+    @property
+    @abstractmethod
+    def window(self) -> int:
+        """How many tokens the model can see at once."""
+
+    @abstractmethod
+    def prompt(self, messages: Sequence[Message], reply: str = "") -> str:
+        """The text the model continues; `reply` is how its answer begins."""
+
+    @abstractmethod
+    def prompt_tokens(self, prompt: Prompt, reply: str = "") -> list[int]:
+        """The token ids of a prompt, with those that begin a text."""
+
+    @abstractmethod
+    def _ids(self, text: str) -> list[int]:
+        """The token ids of a text on its own."""
+
+    def text_of(self, prompt: Prompt) -> str:
+        """A prompt as the text the model goes on from."""
+        return prompt if isinstance(prompt, str) else self.prompt(prompt)
+
+    def fitting_tokens(self, prompt: Prompt, room: int, reply: str = "") -> list[int]:
+        """`prompt_tokens`, or an `InputError` where `room` more don't fit the window."""
+        ids = self.prompt_tokens(prompt, reply)
+        argument = "prompt" if isinstance(prompt, str) else "messages"
+        require(bool(ids), argument, "no tokens", "at least one to go on from")
+        wanted = f"at most {self.window}, which the model can see: shorten the texts"
+        tokens = len(ids) + room
+        require(tokens <= self.window, argument, f"{tokens} tokens with the reply", wanted)
+        return ids
+
+    def _room(self, max_tokens: int | None, stop: Sequence[str]) -> int:
+        """How many tokens a sample may take, where what is asked for can be done."""
+        room = self.max_new_tokens if max_tokens is None else max_tokens
+        require(room >= 1, "max_tokens", room, "a positive count")
+        require(not isinstance(stop, str), "stop", repr(stop), "a list of strings")
+        require(all(stop), "stop", "an empty string", "strings to stop at")
+        return room
+
+    def _continuation(self, text: str, completion: str) -> list[int]:
+        """The tokens that a completion adds to a text's, or, where it changes them, to a line's."""
+        for before in (text, "\n"):
+            start, whole = self._ids(before), self._ids(before + completion)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        return self._ids(completion)
+
+
+class TransformersModel(LocalModel):
     r"""A causal language model of transformers in this process: greedy replies, log-probabilities.
 
     Deterministic: the same messages give the same reply. To be asked from one thread. Messages are
@@ -134,7 +188,7 @@ class TransformersModel:
 
     def count_tokens(self, messages: Sequence[Message], reply: str = "") -> int:
         """How many of the `window` tokens a prompt takes."""
-        return len(self._tokens(messages, reply))
+        return len(self.prompt_tokens(messages, reply))
 
     def ask(self, messages: Sequence[Message]) -> str:
         """The greedy reply, without special tokens."""
@@ -223,17 +277,15 @@ class TransformersModel:
         prompt without room for max_tokens, and as `token_sampling.sample_tokens`, whose time and
         memory it takes.
         """
-        room = self.max_new_tokens if max_tokens is None else max_tokens
-        require(not isinstance(stop, str), "stop", repr(stop), "a list of strings")
-        require(all(stop), "stop", "an empty string", "strings to stop at")
-        ids = [self._fitting(prompt, room) for prompt in prompts]
+        room = self._room(max_tokens, stop)
+        ids = [self.fitting_tokens(prompt, room) for prompt in prompts]
         made = sample_tokens(
             self.model, ids, n, max_tokens=room, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, end=self.end_tokens, ended=self._stops(stop), rng=seed, first=first,
+            min_p=min_p, end=self.end_tokens, ended=self.stop_watch(stop), rng=seed, first=first,
             choose=choose, progress=progress,
         )  # fmt: skip
         return [
-            [self._completion(before, tokens, stop) for tokens in samples]
+            [self.completed(before, tokens, stop) for tokens in samples]
             for before, samples in zip(ids, made, strict=True)
         ]
 
@@ -248,7 +300,7 @@ class TransformersModel:
             wanted = "an end-of-text token"
             require(bool(self.end_tokens), "end", "a model without one", wanted)
             own = [*own, self.end_tokens[0]]
-        return token_logprobs(self.model, self._fitting(prompt, len(own)), own)
+        return token_logprobs(self.model, self.fitting_tokens(prompt, len(own)), own)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -257,11 +309,8 @@ class TransformersModel:
         known = [*(said if isinstance(said, list) else [said]), self.tokenizer.eos_token_id]
         return tuple(dict.fromkeys(int(token) for token in known if token is not None))
 
-    def text_of(self, prompt: Prompt) -> str:
-        """A prompt as the text the model goes on from."""
-        return prompt if isinstance(prompt, str) else self.prompt(prompt)
-
-    def _stops(self, stop: Sequence[str]) -> Ended | None:
+    def stop_watch(self, stop: Sequence[str]) -> Ended | None:
+        """Told the tokens of rows, says which have come to a stop string; None without any."""
         if not stop:
             return None
         # a stop string that has just been completed lies within so many tokens of the end
@@ -279,27 +328,20 @@ class TransformersModel:
 
         return ended
 
-    def _completion(self, before: Sequence[int], made: Tokens, stop: Sequence[str]) -> Completion:
+    def completed(self, before: Sequence[int], made: Tokens, stop: Sequence[str]) -> Completion:
+        """Sampled tokens after those before them as a `Completion`, up to a stop string."""
         ids = made.ids.tolist()
-        whole = self._text(before, ids)
+        whole = self.text_after(before, ids)
         text = until_stop(whole, stop)
         finished = made.finished or len(text) < len(whole)
         return Completion(text, made.logprobs, tuple(ids), finished)
 
-    def _text(self, before: Sequence[int], ids: Sequence[int]) -> str:
+    def text_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """What tokens add to the text before them: decoded on their own they may lose a blank."""
         start, whole, own = self.tokenizer.batch_decode(
             [list(before), [*before, *ids], list(ids)], skip_special_tokens=True
         )
         return str(whole[len(start) :] if whole.startswith(start) else own)
-
-    def _continuation(self, text: str, completion: str) -> list[int]:
-        """The tokens that a completion adds to a text's, or, where it changes them, to a line's."""
-        for before in (text, "\n"):
-            start, whole = self._ids(before), self._ids(before + completion)
-            if whole[: len(start)] == start:
-                return whole[len(start) :]
-        return self._ids(completion)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -314,9 +356,9 @@ class TransformersModel:
         require(bool(found), "labels", f"{label!r}, which is several tokens", wanted)
         return found
 
-    def _tokens(self, prompt: Prompt, reply: str = "") -> list[int]:
+    def prompt_tokens(self, prompt: Prompt, reply: str = "") -> list[int]:
+        """The token ids of a prompt; a chat template writes the special ones itself."""
         text = self.text_of(prompt) + reply
-        # a chat template writes the special tokens itself
         template = not isinstance(prompt, str) and getattr(self.tokenizer, "chat_template", None)
         begun = text.startswith(self.tokenizer.bos_token or "\0")
         special = not (template or begun)
@@ -325,17 +367,8 @@ class TransformersModel:
     def _encode(self, prompt: Prompt, room: int, reply: str = "") -> Any:
         import torch
 
-        ids = self._fitting(prompt, room, reply)
+        ids = self.fitting_tokens(prompt, room, reply)
         return torch.tensor([ids], device=next(self.model.parameters()).device)
-
-    def _fitting(self, prompt: Prompt, room: int, reply: str = "") -> list[int]:
-        ids = self._tokens(prompt, reply)
-        argument = "prompt" if isinstance(prompt, str) else "messages"
-        require(bool(ids), argument, "no tokens", "at least one to go on from")
-        wanted = f"at most {self.window}, which the model can see: shorten the texts"
-        tokens = len(ids) + room
-        require(tokens <= self.window, argument, f"{tokens} tokens with the reply", wanted)
-        return ids
 
     def _padding(self) -> int | None:
         own = self.tokenizer.pad_token_id

@@ -75,38 +75,22 @@ def sample_tokens(
     require(all(len(p) > 0 for p in prompts), "prompts", "an empty one", "at least one token each")
     if not prompts:
         return []
-    how: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-    }
+    law = _law(temperature, top_k, top_p, min_p)
     uniforms = RowUniforms(rng)
-    device = next(model.parameters()).device
     rows = np.arange(len(prompts) * n)
     ids = (rows // n + first) * SAMPLES_OF_A_PROMPT + rows % n
     tokens: list[list[int]] = [[] for _ in rows]
     logprobs: list[list[float]] = [[] for _ in rows]
     finished = np.zeros(len(rows), bool)
     with torch.inference_mode():
-        inputs, mask = _padded(prompts, device)
-        out = model(
-            input_ids=inputs, attention_mask=mask, use_cache=True, logits_to_keep=1,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-        )  # fmt: skip
-        cache, mask = out.past_key_values, mask.repeat_interleave(n, dim=0)
-        text = inputs.repeat_interleave(n, dim=0)
-        logits = out.logits[:, -1].repeat_interleave(n, dim=0)
-        cache.batch_repeat_interleave(n)
+        batch = CachedBatch(model, prompts, n)
         for step in range(max_tokens):
             u = uniforms.at(ids[rows], stream="tokens", round=step)
-            own = categorical.normalize(logits)
-            neutral = (temperature, top_k, top_p, min_p) == (1.0, 0, 1.0, 0.0)
+            own = categorical.normalize(batch.logits)
             if choose is not None:
-                chosen = choose(text, logits, u, rows)
+                chosen = choose(batch.text, batch.logits, u, rows)
             else:
-                law = own if neutral else categorical.truncate(logits, **how)
-                chosen = categorical.invert(law, u)
+                chosen = categorical.invert(law(batch.logits, own), u)
             said = own.gather(-1, chosen[:, None])[:, 0].cpu().numpy()
             for row, token, logprob in zip(rows, chosen.tolist(), said, strict=True):
                 tokens[row].append(token)
@@ -122,16 +106,8 @@ def sample_tokens(
             if not len(rows):
                 break
             if done.any():
-                keep = torch.as_tensor(going, device=device)
-                cache.batch_select_indices(keep)
-                mask, text, chosen = mask[keep], text[keep], chosen[keep]
-            text = torch.cat([text, chosen[:, None]], dim=-1)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
-            out = model(
-                input_ids=chosen[:, None], attention_mask=mask, past_key_values=cache,
-                position_ids=mask.sum(-1, keepdim=True) - 1, use_cache=True,
-            )  # fmt: skip
-            logits = out.logits[:, -1]
+                batch.keep(going)
+            batch.read([tokens[row][-1:] for row in rows])
     made = [
         Tokens(np.array(t, np.int64), np.array(lp), bool(f))
         for t, lp, f in zip(tokens, logprobs, finished, strict=True)
@@ -139,17 +115,61 @@ def sample_tokens(
     return [made[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def _padded(prompts: Sequence[Sequence[int]], device: Any) -> tuple[Any, Any]:
-    """Prompts side by side, padded on the left, and the mask of what is not padding."""
-    import torch
+def _law(temperature: float, top_k: int, top_p: float, min_p: float) -> Callable[[Any, Any], Any]:
+    """(logits, the model's own log-probabilities) -> those to draw from."""
+    if (temperature, top_k, top_p, min_p) == (1.0, 0, 1.0, 0.0):
+        return lambda logits, own: own
+    return lambda logits, own: categorical.truncate(
+        logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
 
-    longest = max(map(len, prompts))
-    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(list(prompt))
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+
+class CachedBatch:
+    """Rows that a causal model goes on from: what they have read, their cache, the next logits.
+
+    Prompts are padded on the left and read once; n rows go on from each. text: ids (B, L), 0 where
+    nothing is; logits: (B, V). To be used within torch.inference_mode.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], n: int) -> None:
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        self.model, self.device = model, next(model.parameters()).device
+        texts = [torch.as_tensor(list(prompt)) for prompt in prompts]
+        ids, mask = (
+            pad_sequence(rows, batch_first=True, padding_side="left").to(self.device)
+            for rows in (texts, [torch.ones_like(text) for text in texts])
+        )
+        out = model(
+            input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+        )  # fmt: skip
+        self.cache = out.past_key_values
+        self.cache.batch_repeat_interleave(n)
+        self.text, self.mask = (x.repeat_interleave(n, dim=0) for x in (ids, mask))
+        self.logits = out.logits[:, -1].repeat_interleave(n, dim=0)
+
+    def keep(self, rows: Sequence[int] | Int) -> None:
+        """Drop the other rows."""
+        import torch
+
+        kept = torch.as_tensor(rows, device=self.device)
+        self.cache.batch_select_indices(kept)
+        self.text, self.mask, self.logits = (x[kept] for x in (self.text, self.mask, self.logits))
+
+    def read(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Go on by the same number of tokens in every row."""
+        import torch
+
+        ids = torch.as_tensor(tokens, device=self.device)
+        self.text = torch.cat([self.text, ids], dim=-1)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(ids.shape)], dim=-1)
+        out = self.model(
+            input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
+            position_ids=(self.mask.cumsum(-1) - 1)[:, -ids.shape[1] :], logits_to_keep=1,
+        )  # fmt: skip
+        self.logits = out.logits[:, -1]
 
 
 def token_logprobs(model: Any, prompt: Sequence[int], continuation: Sequence[int]) -> Float:

@@ -144,7 +144,7 @@ def test_a_sample_scores_as_it_was_sampled(pair: Any) -> None:
     """The prompt's cache is shared by the samples: each is as if it were the first."""
     ours, _ = pair
     for c in ours.sample(ASK, 5, max_tokens=12, temperature=1.5, seed=0):
-        ids = [*ours._fitting(ASK, 12), *c.tokens]
+        ids = [*ours.fitting_tokens(ASK, 12), *c.tokens]
         rows = ours._pass(ids[:-1], 0, every=True)[-len(c.tokens) :]
         own = rows - np.logaddexp.reduce(rows, axis=1, keepdims=True)
         np.testing.assert_allclose(c.logprobs, own[np.arange(len(own)), c.tokens], atol=1e-4)

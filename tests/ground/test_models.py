@@ -281,9 +281,10 @@ def test_a_text_begins_with_its_special_token_and_messages_with_the_templates() 
     )
     tokenizer.chat_template = "<unk>{% for m in messages %}{{ m.content }}{% endfor %}"
     model = TransformersModel(network, tokenizer)
-    assert model._tokens("ab")[:1] == [0]
-    assert model._tokens(ASK[1:]).count(0) == 1
-    assert model._tokens(model.text_of(ASK[1:])) == model._tokens(ASK[1:])  # not twice
+    assert model.prompt_tokens("ab")[:1] == [0]
+    assert model.prompt_tokens(ASK[1:]).count(0) == 1
+    said = model.prompt_tokens(model.text_of(ASK[1:]))
+    assert said == model.prompt_tokens(ASK[1:])  # not twice
 
 
 def test_bad_samples(tiny: tuple[Any, Any]) -> None:

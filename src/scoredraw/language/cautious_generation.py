@@ -281,16 +281,17 @@ def cautious_texts(
     fine = not isinstance(stop, str) and all(stop)
     require(fine, "stop", repr(stop), "a list of strings to stop at")
     plan = CautiousPlan(punctuation_ids(tokenizer, which=punctuation), **options)
-    ids = [whole._fitting(prompt, max_tokens) for prompt in prompts]
+    ids = [whole.fitting_tokens(prompt, max_tokens) for prompt in prompts]
     made = cautious_tokens(
         model, ids, plan, n, max_tokens=max_tokens, temperature=temperature, top_p=top_p,
-        end=whole.end_tokens, ended=whole._stops(stop), rng=seed, first=first, progress=progress,
+        end=whole.end_tokens, ended=whole.stop_watch(stop), rng=seed, first=first,
+        progress=progress,
     )  # fmt: skip
     if trace is not None:
         trace.extend(one for samples in made for one in samples)
     return [
         [
-            whole._completion(before, Tokens(one.ids, one.logprobs, one.finished), stop)
+            whole.completed(before, Tokens(one.ids, one.logprobs, one.finished), stop)
             for one in samples
         ]
         for before, samples in zip(ids, made, strict=True)

@@ -25,7 +25,7 @@ from scoredraw import categorical
 from scoredraw.errors import require
 from scoredraw.language.iterative_deepening import TRIGGER, DeepeningPlan, Trace
 from scoredraw.models import Completion, Prompt, TransformersModel
-from scoredraw.token_sampling import SAMPLES_OF_A_PROMPT, Ended
+from scoredraw.token_sampling import SAMPLES_OF_A_PROMPT, CachedBatch, Ended
 from scoredraw.uniforms import Rng, RowUniforms
 
 Int = NDArray[np.int64]
@@ -326,7 +326,7 @@ def deepening_tokens(
     active = list(responses)
     queues: list[list[int]] = [[] for _ in active]
     with torch.inference_mode():
-        batch = _Batch(model, prompts, n)
+        batch = CachedBatch(model, prompts, n)
         while True:
             ready = [i for i, queue in enumerate(queues) if not queue]
             rows = [active[i] for i in ready]
@@ -353,48 +353,6 @@ def deepening_tokens(
             queues = [queue[width:] for queue in queues]
     traces = [response.trace() for response in responses]
     return [traces[i * n : (i + 1) * n] for i in range(len(prompts))]
-
-
-class _Batch:
-    """The rows that go on: their cache, the mask of what they have read, and the next logits."""
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], n: int) -> None:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        self.model, self.device = model, next(model.parameters()).device
-        texts = [torch.as_tensor(list(prompt)) for prompt in prompts]
-        ids, mask = (
-            pad_sequence(rows, batch_first=True, padding_side="left").to(self.device)
-            for rows in (texts, [torch.ones_like(text) for text in texts])
-        )
-        out = model(
-            input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-        )  # fmt: skip
-        self.cache, self.mask = out.past_key_values, mask.repeat_interleave(n, dim=0)
-        self.cache.batch_repeat_interleave(n)
-        self.logits = out.logits[:, -1].repeat_interleave(n, dim=0)
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop the other rows."""
-        import torch
-
-        kept = torch.as_tensor(rows, device=self.device)
-        self.cache.batch_select_indices(kept)
-        self.mask, self.logits = self.mask[kept], self.logits[kept]
-
-    def read(self, tokens: list[list[int]]) -> None:
-        """Go on by the same number of tokens in every row."""
-        import torch
-
-        ids = torch.as_tensor(tokens, device=self.device)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(ids.shape)], dim=-1)
-        out = self.model(
-            input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True,
-            position_ids=(self.mask.cumsum(-1) - 1)[:, -ids.shape[1] :], logits_to_keep=1,
-        )  # fmt: skip
-        self.logits = out.logits[:, -1]
 
 
 def token_uniforms(uniforms: RowUniforms, rows: ArrayLike, steps: ArrayLike) -> Float:
@@ -465,10 +423,10 @@ def deepening_texts(
     sentences = [trigger] if isinstance(trigger, str) else list(trigger)
     triggers = [trigger_tokens(tokenizer, sentence) for sentence in sentences]
     plan = DeepeningPlan.geometric(first_budget, growth, max_tokens, triggers, schedule, **options)
-    ids = [whole._tokens(prompt) for prompt in prompts]
+    ids = [whole.prompt_tokens(prompt) for prompt in prompts]
     made = deepening_tokens(
         model, ids, plan, n, temperature=temperature, top_p=top_p, end=whole.end_tokens,
-        ended=whole._stops(stop), decode=tokenizer.decode, rng=seed, first=first,
+        ended=whole.stop_watch(stop), decode=tokenizer.decode, rng=seed, first=first,
         progress=progress,
     )  # fmt: skip
     return [
@@ -479,5 +437,5 @@ def deepening_texts(
 
 def _completion(whole: TransformersModel, before: Sequence[int], trace: Trace) -> Completion:
     tokens = tuple(trace.ids[trace.generated_mask].tolist())
-    text = whole._text(before, trace.ids.tolist())
+    text = whole.text_after(before, trace.ids.tolist())
     return Completion(text, trace.logprobs, tokens, trace.finished)

@@ -418,7 +418,7 @@ def add_language(report: Report, plan: LanguagePlan, rng: int) -> None:
         return
     problems = word_problems(plan.questions)
     whole, ask = TransformersModel(model, tokenizer), " Think step by step. End with the number."
-    prompts = [whole._tokens([{"role": "user", "content": q + ask}]) for q, _ in problems]
+    prompts = [whole.prompt_tokens([{"role": "user", "content": q + ask}]) for q, _ in problems]
     trigger = trigger_tokens(tokenizer, TRIGGER)
     plans = {
         PLAIN: DeepeningPlan.plain(plan.total),
