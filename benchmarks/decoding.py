@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.contest import Contest
 from scoredraw.language.cautious_decoding import CautiousPlan, CautiousTokens
-from scoredraw.language.cautious_generation import SharedCache, cautious_tokens
+from scoredraw.language.cautious_generation import cautious_tokens
 from scoredraw.language.punctuation import punctuation_ids
 from scoredraw.small_models import small_model
 
@@ -24,7 +24,7 @@ def decoding(*, tiny: bool = False) -> Iterator[Contest]:
     def ours() -> list[CautiousTokens]:
         return [one for (one,) in cautious_tokens(model, ids, plan, max_tokens=tokens, rng=0)]
 
-    shapes = passes(ours)
+    shapes = passes(model, ours)
     rows = sum(shapes)
 
     def peer() -> int:
@@ -37,21 +37,20 @@ def decoding(*, tiny: bool = False) -> Iterator[Contest]:
     yield Contest(what, "transformers generate, same passes", ours, peer, check, 1.15, repeats=3)
 
 
-def passes(decode: Callable[[], Any]) -> list[int]:
+def passes(model: Any, decode: Callable[[], Any]) -> list[int]:
     """The rows of each pass of one token that a call makes."""
     found: list[int] = []
-    read = SharedCache._read
 
-    def counted(self: SharedCache, ids: Any, positions: Any) -> Any:
+    def counted(_: Any, __: Any, given: dict[str, Any]) -> None:
+        ids = given["input_ids"]
         if ids.shape[1] == 1:
             found.append(len(ids))
-        return read(self, ids, positions)
 
-    SharedCache._read = counted  # type: ignore[method-assign]
+    hook = model.register_forward_pre_hook(counted, with_kwargs=True)
     try:
         decode()
     finally:
-        SharedCache._read = read  # type: ignore[method-assign]
+        hook.remove()
     return found
 
 

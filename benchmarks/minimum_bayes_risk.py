@@ -63,7 +63,7 @@ def _mbrs(utilities: npt.NDArray[np.float32]) -> Callable[[], Int]:
         matrix: Any = None
 
         def score(self, hypothesis: str, reference: str, *_: Any, **__: Any) -> float:
-            raise NotImplementedError
+            return float(self.matrix[int(hypothesis), int(reference)])
 
         def pairwise_scores(self, *_: Any, **__: Any) -> Any:
             return self.matrix

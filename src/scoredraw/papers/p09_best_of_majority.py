@@ -182,14 +182,14 @@ def add_majority_failure(report: Report) -> None:
     methods = {MAJORITY: "majority", BOM: "bom", BON: "bon"}
     rows: list[list[Cell]] = []
     for n in (20, 60, 200, 600):
-        found = (passk_regret(pi, worth, worth, n, 3, 0.075, m) for m in methods.values())
+        found = [passk_regret(pi, worth, worth, n, 3, 0.075, m) for m in methods.values()]
         rows.append([n, *(each.reached for each in found)])
     title = "How often the right answer is among three: π = (0.3, 0.3, 0.3, 0.1), perfect rewards"
     fails = regret_bounds(10, 0.0, 0.0, 1, 3).majority_samples
     note = f"α = 3/(4 C*) = 0.075; 9 C* log(2k + 2) = {fails:.0f}. Exact, but for the majority "
     note += "with 200 samples or more: 20,000 simulated tables of counts."
     report.tables.append(ReportTable(title, ["N", *methods], rows, note))
-    majority, bom = (float(value) for value in rows[-1][1:3])  # type: ignore[arg-type]
+    majority, bom, _ = (each.reached for each in found)  # with the most samples
     name = "majority instance, k = 3, N = 600: success of"
     report.claims.append(Claim.at_most(f"{name} the majority", BLIND, majority, POINT))
     report.claims.append(Claim.at_least(f"{name} best-of-majority", BLIND, bom, 0.97))
