@@ -28,7 +28,7 @@ def curves() -> p21.Curves:
 @pytest.mark.contract
 def test_smoke_runs_without_verdicts(small: Report) -> None:
     assert all(claim.verdict is None for claim in small.claims)
-    sets = 2 if p21.GSM8K in p21.BUNDLED else 1
+    sets = 2
     assert len(small.claims) == 10 * sets + 10
     assert len(small.tables) == sets + 7
     assert len(small.figures) == 3 * sets + 2

@@ -21,10 +21,7 @@ PLAN = p43.PLANS["smoke"]
 
 @pytest.fixture(scope="module")
 def stored() -> p43.Restored:
-    path = p43.stored_file()
-    if path is None:
-        pytest.skip("the stored pools lie neither in the package nor in a checkout")
-    return p43.read_stored(path)
+    return p43.read_stored()
 
 
 @pytest.mark.contract

@@ -25,7 +25,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ from scoredraw.metrics import Estimate, bootstrap_interval, mean_interval, propo
 from scoredraw.models import TransformersModel
 from scoredraw.papers.sentence_embeddings import cache_directory, encode
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
-from scoredraw.samples import BUNDLED, Samples, read_samples
+from scoredraw.samples import Samples, read_samples
 from scoredraw.small_models import small_model
 
 Float = NDArray[np.float64]
@@ -73,7 +72,6 @@ Does the answer have the same words as the sentence, in the same order?
 Is every word spelled correctly?
 Is nothing added and nothing left out?"""
 SENTENCE = re.compile(r"[^.?!]+(?:\.\d[^.?!]*)*\.(?=\s)")
-DATA = Path(str(resources.files("scoredraw"))) / "data"
 STORED_PROBLEMS = 31  # the stored sentences come from these
 NOTES = """\
 Not measured: win rates on m-ArenaHard (+9.0 with CHOPS, +8.3 with X-MBR, +4.5 with a reward \
@@ -118,10 +116,7 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
     """Pick from stored and from fresh pools, let the model judge, vote, and say what holds."""
     started, plan = time.perf_counter(), PLANS[scale]
     report = Report(paper=43, scale=scale, seed=rng)
-    if (path := stored_file()) is not None:
-        add_restored(report, read_stored(path), plan)
-    else:
-        report.notes.append("Left out: the stored pools, whose file is not there.")
+    add_restored(report, read_stored(), plan)
     if plan.sentences:
         try:
             model = TransformersModel(*small_model(), max_new_tokens=16)
@@ -139,14 +134,9 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
 # ── pools ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def stored_file() -> Path | None:
-    """The stored pools: in the package, or among the tests of a checkout."""
-    packaged = DATA / "restored-sentences.json"
-    checkout = Path(__file__).parents[3] / "tests" / "golden" / "data" / "43-pools.json"
-    return next((path for path in (packaged, checkout) if path.is_file()), None)
-
-
-def read_stored(path: Path) -> Restored:
+def read_stored() -> Restored:
+    """The stored pools, which come with the package."""
+    path = resources.files("scoredraw") / "data" / "restored-sentences.json"
     given = json.loads(path.read_text(encoding="utf-8"))["inputs"]
     texts = (given[name] for name in ("reference", "noisy", "greedy", "evidence", "samples"))
     return Restored(f"{len(given['reference'])} stored sentences", *texts)
@@ -463,9 +453,6 @@ def add_answers(report: Report, plan: Plan, rng: int) -> None:
     measured = f"{differ} differ; largest difference {max(gaps):g}"
     report.claims.append(Claim.judge(name, says, measured, rule, differ == 0))
     add_curves(report, arithmetic, {"majority": "MBR of equal answers (the vote)"}, plan, rng)
-    if not (DATA / BUNDLED.get("gsm8k-smollm2", "-")).is_file():
-        report.notes.append("Left out: sampled solutions of GSM8K, whose file is not there.")
-        return
     rules = {"majority": "MBR of equal answers (the vote)", "mean_logprob": "likeliest, per token"}
     add_curves(report, read_samples("gsm8k-smollm2"), rules | {"mbr": "MBR of texts"}, plan, rng)
 
