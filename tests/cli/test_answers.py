@@ -87,6 +87,19 @@ def test_every_method_submits_nested_choices(method: str) -> None:
     assert (three.solved >= one.solved).all()
 
 
+def test_where_nothing_passes_the_answer_is_unranked_and_that_is_said() -> None:
+    table = {"problem": ["a"] * 3 + ["b"] * 3, "answer": ["1", "2", "3", "1", "2", "2"],
+             "reward": [0.1, 0.9, 0.3, 0.5, 0.2, 0.4]}  # fmt: skip
+    found = draw_answers(table, "bom", 2, min_count=2)
+    assert [top.answers for top in found.chosen] == [("1",), ("2",)]
+    assert [top.fallback for top in found.chosen] == [True, False]
+    assert found.draw.scores is not None
+    assert np.isnan(found.draw.scores[0])
+    assert "In 1 none passed; the most frequent one is submitted, unranked." in found.summary
+    with pytest.raises(InputError, match="rewards: got an option that bom does not have"):
+        draw_answers(table, "bom", 2, rewards=[1])
+
+
 def test_lots_belong_to_a_problem_wherever_it_stands(samples) -> None:
     columns = {"problem": "task", "answer": "said"}
     table = {name: [row[name] for row in ROWS] for name in ROWS[0]}

@@ -89,7 +89,8 @@ def lines(found: ChosenAnswers, most: int) -> Iterator[tuple[str, str, str, str]
     """Problem, answer, share and standing of the first problems' answers."""
     for name, top in list(zip(found.samples.problems, found.chosen, strict=True))[:most]:
         for i, answer in enumerate(top.answers):
-            what = short(str(answer)), f"{top.frequencies[i]:.2f}", f"{top.rewards[i]:.3g}"
+            stands = "" if np.isnan(top.rewards[i]) else f"{top.rewards[i]:.3g}"
+            what = short(str(answer)), f"{top.frequencies[i]:.2f}", stands
             yield (short(name) if i == 0 else "", *what)
 
 

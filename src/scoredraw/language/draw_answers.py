@@ -27,6 +27,8 @@ from scoredraw.metrics import Estimate, mean_interval
 from scoredraw.samples import Samples, read_samples
 
 Float = NDArray[np.float64]
+# what a method is given, or takes only where it is called from Python
+SUPPLIED = ("k", "pad", "rng", "scores", "rewards", "batched", "texts", "equal", "key")
 LOTS = 20  # times that k answers are chosen by lot, to compare
 
 
@@ -99,6 +101,9 @@ class ChosenAnswers:
         said = f"{answers.capitalize()} to each of {n:,} problems by {self.method}."
         if self.short:
             said += f" {self.short:,} of them have fewer different answers that can be submitted."
+        fallbacks = sum(top.fallback and len(top) > 0 for top in self.chosen)
+        if fallbacks:
+            said += f" In {fallbacks:,} none passed; the most frequent one is submitted, unranked."
         if self.accuracy is None or self.by_lot is None:
             return said
         lot = mean_interval(self.by_lot)
@@ -162,12 +167,14 @@ def _chooser(
     name = entry.draw or entry.standing
     function: Any = registry.resolve(name, entry.extra) if name else None
     can = [] if function is None else list(inspect.signature(function).parameters)[1:]
-    own = [option for option in can if option not in ("k", "pad", "rng", "scores")]
+    own = [option for option in can if option not in SUPPLIED]
     for option in options:
         takes = ", ".join(own) or "no options"
         require(option in own, option, f"an option that {entry.name} does not have", takes)
-    if entry.draw:
+    if entry.draw and "rng" in can:
         return partial(function, k=size, pad=pad, **options)
+    if entry.draw:
+        return lambda pool, rng: function(pool, k=size, pad=pad, **options)
     by = entry.name if function is None else partial(function, **options)
 
     def choose(pool: AnswerPool, rng: Any) -> TopK:
