@@ -12,6 +12,7 @@ from scoredraw.endpoint_runs import run
 from scoredraw.errors import InputError
 from scoredraw.language.text_methods import MethodModel
 from scoredraw.models import Completion
+from scoredraw.table_output import provenance
 
 pytestmark = pytest.mark.contract
 
@@ -86,6 +87,21 @@ def test_the_log_goes_on_and_pays_for_nothing_twice(
     done = scoredraw(*asked, "-n", 3, "--temperature", 0.5)
     assert done.code == 2
     assert "want temperature 0.5, or another file" in done.err
+
+
+def test_a_watermarks_key_stays_out_of_the_files(scoredraw, tiny_model, prompts, tmp_path) -> None:
+    out, page = tmp_path / "out.parquet", tmp_path / "page.html"
+    asked = ("generate", "text", prompts, "--model", tiny_model, "-m", "watermarked")
+    done = scoredraw(*asked, "--key", 987654321, "--max-tokens", 5, "-o", out)
+    assert done.code == 0
+    log = tmp_path / "out.parquet.log.jsonl"
+    assert provenance(out)["command"][8] == "***"
+    scoredraw("audit", "watermark", out, "--key=987654321", "--vocab-size", 258, "--report", page)
+    for file in (out, log, page):
+        assert b"987654321" not in file.read_bytes()
+    done = scoredraw(*asked, "--key", 987654322, "--max-tokens", 5, "-o", out)
+    assert done.code == 2
+    assert "made with key" in done.err
 
 
 def test_answers_are_read_and_graded(scoredraw, tiny_model, prompts, tmp_path) -> None:

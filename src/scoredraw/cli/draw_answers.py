@@ -22,7 +22,7 @@ from scoredraw.reports import Figure, ReportTable, Series
 from scoredraw.samples import located, read_samples
 
 ADDED = ("_row", "_rank", "_score", "_share")
-SHOWN, ON_PAGE = 10, 200  # problems listed on the screen, and on the page
+SHOWN, ON_PAGE = 10, 40  # problems listed on the screen, and on the page
 WIDE = 60  # characters of a problem or an answer that are shown
 BINS = 20
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from scoredraw.cli.options import peak_rss_mb
+
+SECRET = ("--key", "key")
 
 
 def outcome(method: str, n: int, size: int, begun: float, out: Path | None) -> dict[str, Any]:
@@ -46,4 +49,19 @@ def written_by(**facts: Any) -> dict[str, Any]:
     """The provenance of an output: the command, the version, the seed and the like."""
     from importlib.metadata import version
 
-    return {"scoredraw": version("scoredraw"), "command": sys.argv[1:], **facts}
+    return {"scoredraw": version("scoredraw"), "command": without_secrets(sys.argv[1:]), **facts}
+
+
+def without_secrets(arguments: Sequence[str]) -> list[str]:
+    """A command without the key of a watermark, which a file that is passed on must not tell.
+
+    >>> without_secrets(["--key", "42", "--key=42", "--set", "key=42", "-n", "4"])
+    ['--key', '***', '--key=***', '--set', 'key=***', '-n', '4']
+    """
+    shown, hidden = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret = bool(equals) and name in SECRET
+        shown.append("***" if hidden else f"{name}=***" if secret else argument)
+        hidden = argument in SECRET
+    return shown

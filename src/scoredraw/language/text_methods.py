@@ -13,6 +13,7 @@ in this process.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -93,10 +94,16 @@ class MethodModel:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What the samples depend on beside the call: for the file that holds them."""
+        """What the samples depend on beside the call: for the file that holds them.
+
+        Of a watermark's key a hash, since the file may be passed on with the texts.
+        """
         longest = getattr(self.model, "max_new_tokens", None)
         own = getattr(self.model, "request", None) or ({"max_tokens": longest} if longest else {})
-        return {**own, **self.options}
+        kept = dict(self.options)
+        if "key" in kept:
+            kept["key"] = hashlib.sha256(str(kept["key"]).encode()).hexdigest()[:16]
+        return {**own, **kept}
 
     @property
     def usage(self) -> Any:
