@@ -31,6 +31,7 @@ EXTRA_OF_PACKAGE = {
     "math_verify": "language",
     "sacrebleu": "language",
     "gguf": "language",
+    "accelerate": "language",
     "trl": "rl",
     "datasets": "rl",
     "peft": "rl",

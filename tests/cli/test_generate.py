@@ -11,7 +11,7 @@ import pytest
 from scoredraw.endpoint_runs import run
 from scoredraw.errors import InputError
 from scoredraw.language.text_methods import MethodModel
-from scoredraw.models import Completion
+from scoredraw.models import Completion, TransformersModel
 from scoredraw.table_output import provenance
 
 pytestmark = pytest.mark.contract
@@ -87,6 +87,30 @@ def test_the_log_goes_on_and_pays_for_nothing_twice(
     done = scoredraw(*asked, "-n", 3, "--temperature", 0.5)
     assert done.code == 2
     assert "want temperature 0.5, or another file" in done.err
+
+
+def test_an_interrupt_says_where_the_samples_are(
+    scoredraw, tiny_model, prompts, tmp_path, monkeypatch
+) -> None:
+    calls: list[int] = []
+    whole = TransformersModel.sample_all
+
+    def interrupted(self: Any, *given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(TransformersModel, "sample_all", interrupted)
+    out = tmp_path / "out.jsonl"
+    asked = ("generate", "text", prompts, "--model", tiny_model, "-n", 32, "--max-tokens", 3)
+    done = scoredraw(*asked, "-o", out)
+    assert done.code == 130
+    assert f"interrupted; what was sampled is in {out}.log.jsonl" in done.err
+    assert not out.exists()
+    assert len(read(tmp_path / "out.jsonl.log.jsonl")) == 1 + 32
+    assert scoredraw(*asked, "-o", out).code == 0
+    assert len(read(out)) == 96
 
 
 def test_a_watermarks_key_stays_out_of_the_files(scoredraw, tiny_model, prompts, tmp_path) -> None:

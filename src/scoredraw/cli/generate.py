@@ -115,10 +115,15 @@ def text(
     request = o.given(temperature=temperature, top_p=top_p, min_p=min_p, stop=stop or None)
     ready = asked if plain or not chats(found) else conversations(asked)
     with log_beside(log, out) as path, meter(n * len(asked)) as progress:
-        made = endpoint_runs.run(
-            sampler, ready, path, n=n, concurrency=concurrency, progress=progress,
-            max_tokens=max_tokens, seed=seed, **request,
-        )  # fmt: skip
+        try:
+            made = endpoint_runs.run(
+                sampler, ready, path, n=n, concurrency=concurrency, progress=progress,
+                max_tokens=max_tokens, seed=seed, **request,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            kept = "" if out is None else f"; what was sampled is in {path}, the same command goes on"
+            print(f"scoredraw: interrupted{kept}", file=sys.stderr)
+            raise typer.Exit(130) from None
     rows = list(rows_of(asked, made, pattern, right, same))
     if out is not None:
         write(rows, out, model=model, method=method, seed=seed, input=prompts)
