@@ -95,7 +95,6 @@ def text(
     What is sampled is kept in a log beside OUT at once: the same command goes on from it, and
     pays for nothing twice.
     """
-    from scoredraw import endpoint_runs
     from scoredraw.language.text_methods import MethodModel
     from scoredraw.math_answers import equality
     from scoredraw.open_models import open_model
@@ -109,22 +108,14 @@ def text(
     require(truth is None or pattern is not None, "truth", "one without --answer", "both")
     table = open_table(prompts)
     asked = texts_of(table, column, template)
-    right = None if truth is None else table.column(truth, "truth").to_pylist()
+    truths = None if truth is None else table.column(truth, "truth").to_pylist()
     found = open_model(model, max_new_tokens=max_tokens, prices=two_prices(prices))
     sampler = MethodModel(found, method, **o.settings(set_), **o.given(key=key))
     request = o.given(temperature=temperature, top_p=top_p, min_p=min_p, stop=stop or None)
     ready = asked if plain or not chats(found) else conversations(asked)
-    with log_beside(log, out) as path, meter(n * len(asked)) as progress:
-        try:
-            made = endpoint_runs.run(
-                sampler, ready, path, n=n, concurrency=concurrency, progress=progress,
-                max_tokens=max_tokens, seed=seed, **request,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            kept = "" if out is None else f"; what was sampled is in {path}, the same command goes on"
-            print(f"scoredraw: interrupted{kept}", file=sys.stderr)
-            raise typer.Exit(130) from None
-    rows = list(rows_of(asked, made, pattern, right, same))
+    request |= {"max_tokens": max_tokens, "seed": seed, "concurrency": concurrency}
+    made = collected(sampler, ready, n, log, out, request)
+    rows = list(rows_of(asked, made, pattern, truths, same))
     if out is not None:
         write(rows, out, model=model, method=method, seed=seed, input=prompts)
     facts = summary(rows, method, n, begun, out)
@@ -137,6 +128,22 @@ def text(
         if len(rows) > SHOWN:
             typer.echo(f"and {len(rows) - SHOWN:,} more samples (-o FILE writes them all)")
     typer.echo(sentence(facts))
+
+
+def collected(
+    sampler: Any, prompts: Any, n: int, log: Path | None, out: Path | None, request: dict[str, Any]
+) -> list[list[Completion]]:
+    """The samples, by way of the log; an interrupt says where those that came are."""
+    from scoredraw import endpoint_runs
+
+    with log_beside(log, out) as path, meter(n * len(prompts)) as progress:
+        try:
+            return endpoint_runs.run(sampler, prompts, path, n=n, progress=progress, **request)
+        except KeyboardInterrupt:
+            kept = f"; what was sampled is in {path}, the same command goes on"
+            told = kept if log or out else ""
+            print(f"scoredraw: interrupted{told}", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:
