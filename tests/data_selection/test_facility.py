@@ -36,7 +36,7 @@ def matrix(distances: facility.Distances) -> np.ndarray:
 def as_if_large(monkeypatch) -> None:
     """Small inputs cut as large ones are."""
     monkeypatch.setattr(facility, "LARGE", 0)
-    monkeypatch.setattr(facility, "MANY", 0)
+    monkeypatch.setattr(facility, "FEW", facility.THREADS)
     monkeypatch.setattr(facility, "CELLS", 4000)
     monkeypatch.setattr(facility, "HIGH", 48)
     monkeypatch.setattr(facility, "WIDE", 64)
@@ -74,7 +74,8 @@ def test_sums_are_off_by_no_more_than_they_say(kind, drop, monkeypatch) -> None:
     fall = 0.3 * near if drop else None
     want = np.maximum(near[:, None] - d[some], 0.0)
     want = (np.minimum(want, fall[:, None]) if drop else want).sum(axis=0)
-    got, off = of.sums(np.arange(300), of.terms(some, near, fall))
+    room = np.empty(facility.HIGH * facility.WIDE)
+    got, off = of.sums(np.arange(300), of.terms(some, near, fall), room)
     assert (np.abs(got - want) <= off + 1e-9).all()
     assert np.abs(got - want).max() > 0
     assert off.max() < 1e-2 * want.max()

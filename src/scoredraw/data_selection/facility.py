@@ -36,7 +36,7 @@ FIRST, GROWTH = 16, 8  # rows whose bounds are seen to first, and how many times
 CLOSE = 64  # rows whose gains float32 may leave undecided
 CELLS, LEAST = 1_000_000, 16  # distances that a thread holds at a time, and rows of them
 HIGH, WIDE = 256, 1024  # the same for sums: rows j, and rows i
-LARGE, MANY, THREADS = 2000, 100_000, 8  # rows and terms worth more threads, and how many at most
+LARGE, FEW, THREADS = 2000, 64, 8  # rows, and rows to tell, worth more threads; at most so many
 PAIRS = 160  # pairs listed, per row: at most this, or d if that is more
 SAME = 1e-13  # squared distances below this are rounding: the rows are the same
 SAMPLE = 128  # rows that tell how many pairs there would be
@@ -78,6 +78,7 @@ class Distances:
     def sum_in(self, dtype: Any) -> None:
         self.dtype = dtype
         self.towards = (-self.left if self.linear else self.left).astype(dtype)
+        self.seen = self.right.T.astype(dtype, order="C")  # rows i side by side: quick to gather
 
     def _room(self) -> Array:
         return np.empty(max(self.step * self.n, min(HIGH, self.n) * min(WIDE, self.n)))
@@ -109,22 +110,20 @@ class Distances:
 
     def terms(self, columns: Index, near: Array, drop: Array | None = None) -> Terms:
         """Rows i with D_i = `near`, which a pick brought down by `drop`."""
-        right = np.take(self.right, columns, axis=1).astype(self.dtype)
+        right = self.seen[columns]
         squares = self.squares[columns]
         if self.linear:  # then the product is D_i - d(i, j)
-            right[self.width] = squares - near
+            right[:, self.width] = squares - near
         size = len(near), float(np.sqrt(squares).sum()), float((squares + near).sum())
         return Terms(right, near, None if drop is None else drop.astype(self.dtype), size)
 
-    def sums(self, rows: Index, terms: Terms) -> tuple[Array, Array]:
+    def sums(self, rows: Index, terms: Terms, room: Array) -> tuple[Array, Array]:
         """sum_i max(0, D_i - d(i, j)) for j in rows, and how far off it may be.
 
         If the terms have a drop, none of them counts for more than that.
         """
         count, lengths, squares = terms.size
-        pieces = len(self.rooms) if len(rows) * count > MANY else 1
-        parts = self.share(partial(self._sums, terms), np.array_split(rows, pieces))
-        total, own = np.concatenate(parts), self.squares[rows]
+        total, own = self._sums(terms, rows, room), self.squares[rows]
         whole = count * own + 2 * np.sqrt(own) * lengths + squares  # (|x_i| + |x_j|)^2 + D_i
         off = self.steep * (self.width + 10) * whole + 2 * WIDE * total
         return total, np.finfo(self.dtype).eps / 2 * off
@@ -135,7 +134,7 @@ class Distances:
             left = self.towards[rows[at : at + HIGH]]
             for start in range(0, len(terms.near), WIDE):
                 part = slice(start, start + WIDE)
-                gap = product(left, terms.right[:, part], room)
+                gap = product(left, terms.right[part].T, room)
                 if not self.linear:
                     np.subtract(terms.near[part], self._bent(gap), out=gap)
                 np.maximum(gap, 0.0, out=gap)
@@ -296,17 +295,25 @@ class Bounds:
 
     def tell(self, rows: Index, low: float) -> Index:
         """Tell rows what they have missed while they reach `low`; those that do to the end."""
+        of = self.state.of
+        missed = self.told[rows] < self.last - len(self.parts)
+        everyone = of.terms(np.arange(of.n), self.state.near) if missed.any() else None
+        pieces = len(of.rooms) if len(rows) >= FEW else 1
+        tell = partial(self._tell, low, everyone)
+        return np.concatenate(of.share(tell, np.array_split(rows, pieces)))
+
+    def _tell(self, low: float, everyone: Terms | None, rows: Index, room: Array) -> Index:
+        """The same for some of the rows, which are no other thread's."""
         of, first = self.state.of, self.last - len(self.parts)
         afresh = rows[self.told[rows] < first]
-        if len(afresh):
-            everyone = of.terms(np.arange(of.n), self.state.near)
-            self.gain[afresh], self.slack[afresh] = of.sums(afresh, everyone)
+        if everyone is not None and len(afresh):
+            self.gain[afresh], self.slack[afresh] = of.sums(afresh, everyone, room)
             self.told[afresh] = self.last
         for place in range(self.told[rows].min(), self.last):
             rows = rows[self.reach(rows, low)]
             mine = rows[self.told[rows] == place]
             if len(mine):
-                loss, slack = of.sums(mine, self.parts[place - first])
+                loss, slack = of.sums(mine, self.parts[place - first], room)
                 self.gain[mine] = np.maximum(self.gain[mine] - loss, 0.0)
                 self.slack[mine] += slack
                 self.told[mine] += 1
