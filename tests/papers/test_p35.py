@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 from scoredraw.diffusion.deis import DEISSolver  # noqa: E402
 from scoredraw.diffusion.schedules import DiscreteAlphas, LinearBeta  # noqa: E402
 from scoredraw.diffusion.time_grids import time_grid  # noqa: E402
-from scoredraw.metrics import Estimate  # noqa: E402
+from scoredraw.metrics import Estimate, frechet_distance  # noqa: E402
 from scoredraw.papers import digit_diffusion as digits  # noqa: E402
 from scoredraw.papers import p35_deis  # noqa: E402
 from scoredraw.papers.p35_deis import DDIM, PLANS, QUADRATIC, UNIFORM, WITH_SKIP  # noqa: E402
@@ -34,9 +34,9 @@ def test_frechet_distance_is_the_closed_form() -> None:
     S, T = np.cov(x.T), np.cov(y.T)
     gap = np.square(x.mean(0) - y.mean(0)).sum()
     want = gap + np.trace(S + T - 2 * sqrtm(S @ T).real)
-    assert digits.frechet_distance(x, y) == pytest.approx(want, rel=1e-9)
+    assert frechet_distance(x, y) == pytest.approx(want, rel=1e-9)
     few = RNG.normal(size=(4, 5))  # fewer rows than columns
-    assert digits.frechet_distance(few, few + 2.0) == pytest.approx(20.0, rel=1e-9)
+    assert frechet_distance(few, few + 2.0) == pytest.approx(20.0, rel=1e-9)
 
 
 @pytest.mark.oracle

@@ -34,7 +34,7 @@ from scipy.spatial.distance import cdist
 from scoredraw.diffusion.deis import DEISSolver
 from scoredraw.diffusion.gaussian_mixtures import GaussianMixtureScore
 from scoredraw.diffusion.schedules import NoiseSchedule
-from scoredraw.metrics import Estimate, mean_interval, paired_difference
+from scoredraw.metrics import Estimate, frechet_distance, mean_interval, paired_difference
 from scoredraw.papers.training import (
     MLPEnsemble,
     digits_split,
@@ -283,19 +283,6 @@ class Distances:
     def each(self, samples: NDArray[Any]) -> Float:
         """The distances of several samples (k, n, 64), (k, 3)."""
         return np.stack(each(self, list(samples)))
-
-
-def frechet_distance(x: Float, y: Float) -> float:
-    """|m - m'|² + tr(S + S' - 2 (S S')^{1/2}) of the rows' means and covariances.
-
-    tr (S S')^{1/2} is the sum of the singular values of S^{1/2} S'^{1/2}. Dowson and Landau 1982.
-    """
-    offset = x.mean(axis=0) - y.mean(axis=0)
-    # S = AᵀA, so those of A Bᵀ: no square root of a matrix is needed
-    centred = [(z - z.mean(axis=0)) / math.sqrt(len(z) - 1) for z in (x, y)]
-    a, b = (np.asarray(np.linalg.qr(z, mode="r")) for z in centred)
-    shared = np.linalg.svd(a @ b.T, compute_uv=False).sum()
-    return float(offset @ offset + (a**2).sum() + (b**2).sum() - 2 * shared)
 
 
 def transport_distance(x: Float, y: Float) -> float:
