@@ -1,4 +1,4 @@
-"""Diffusion: the score is the gradient of log p; schedules, exact scores and samplers."""
+"""Diffusion: the score is the gradient of log p; schedules, samplers, steering, masks, graphs."""
 
 from scoredraw.lazy import exports
 
@@ -14,5 +14,26 @@ __getattr__, __dir__, __all__ = exports(
         "VARIANTS",
         "deis": "DEISSolver DEISState",
         "deis_scheduler": "DEISScheduler",
+        "gaussian_score": "GaussianScore AnalyticScore edm_schedule",
+        "score_models": "isotropic_score EmpiricalScore LowRankMixtureScore fit_mixture",
+        "teleportation": "Teleport teleport_sample sampling_times teleport_by_class "
+        "explained_variance score_explained_variance ExplainedVariance",
+        "teleport_scheduler": "TeleportScheduler",
+        "feynman_kac": "Target rates ramp autograd",
+        "weighted_sampling": "WeightedSampler WeightedSample Particles descend",
+        "guidance_bias": "gaussian_target normalisable variance_factor bias_table",
+        "corrected_guidance": "GuidanceCorrector",
+        "mask_schedules": "mask_schedule MaskSchedule LinearMasking CosineMasking "
+        "PolynomialMasking GeometricMasking CustomMasking",
+        "masked_diffusion": "AncestralSampler OrderedSampler ConfidenceSampler MaskedSample "
+        "masked_language_model",
+        "first_hitting": "FirstHittingSampler hitting_times first_hitting_law ancestral_law "
+        "masked_sampler generate_tokens",
+        "low_precision": "sample_categorical truncated_categorical_probs grid_categorical_probs "
+        "effective_temperature",
+        "masked_likelihood": "masked_nelbo exact_nelbo MaskedLikelihood",
+        "kernel_regression": "ntk_relu SpectralRegression rwy_stopping_step discrepancy_step "
+        "WideNetwork",
+        "score_regression": "NTKScoreEstimator GaussianScoreEstimator MLPScoreEstimator",
     },
 )
