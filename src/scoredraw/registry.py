@@ -25,6 +25,8 @@ from scoredraw.errors import InputError, MissingExtraError
 EXTRA_OF_PACKAGE = {
     "torch": "torch",
     "diffusers": "diffusion",
+    "networkx": "diffusion",
+    "rdkit": "molecules",
     "transformers": "language",
     "sentence_transformers": "language",
     "openai": "language",
