@@ -22,6 +22,7 @@ from benchmarks import (
     matrices,
     minimum_bayes_risk,
     races,
+    resampling,
     rpc,
     selection,
     sketches,
@@ -47,11 +48,12 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "watermarks": watermarks.watermarks,
     "mbr": minimum_bayes_risk.minimum_bayes_risk,
     "decoding": decoding.decoding,
+    "resampling": resampling.resampling,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (
     *("scipy", "pyarrow", "statsmodels", "scorio", "torch", "diffusers"),
-    *("apricot-select", "kronfluence", "POT", "transformers", "sacrebleu"),
+    *("apricot-select", "kronfluence", "POT", "transformers", "sacrebleu", "particles"),
 )
 
 

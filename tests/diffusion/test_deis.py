@@ -377,9 +377,9 @@ def test_answers_of_the_wrong_kind() -> None:
         solver.sample(lambda x, t: x[:, 0], X_T)
     with pytest.raises(InputError, match=r"eps_fn: got shape \(32, 2\)"):  # guidance forgotten
         solver.sample(lambda x, t: torch.cat([x, x]), torch.as_tensor(X_T))
-    with pytest.raises(InputError, match="eps_fn: got a ndarray at step 0, want a Tensor"):
+    with pytest.raises(InputError, match=r"eps_fn: got a ndarray at step 0 .*, want a Tensor"):
         solver.sample(lambda x, t: np.zeros(x.shape), torch.as_tensor(X_T))
-    with pytest.raises(InputError, match="eps_fn: got meta at step 0, want the device of x, cpu"):
+    with pytest.raises(InputError, match=r"got meta at step 0 .*, want the device of x, cpu"):
         solver.sample(lambda x, t: x.to("meta"), torch.as_tensor(X_T))
     with pytest.raises(InputError, match="x_T: got int64, want a floating dtype"):
         solver.sample(MIXTURE.eps, np.ones((2, 2), np.int64))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scoredraw.cli import audit, compare, draw, generate, papers, plan, run, score
+from scoredraw.cli import audit, compare, draw, generate, papers, plan, run, score, train
 from scoredraw.errors import InputError, MissingExtraError, StoppedError
 
 # click's, wherever this version of Typer keeps it
@@ -33,11 +33,13 @@ app = typer.Typer(
 comparisons = typer.Typer()
 comparisons.command("rows")(compare.rows)
 comparisons.command("answers")(compare.answers)
+comparisons.command("samplers")(compare.samplers)
 for verb, group, text in (
     ("compare", comparisons, "Which way of choosing is worth it on your data, against uniform."),
     ("score", score.app, "Give every row a score and write them."),
     ("draw", draw.app, "Choose rows by a method's scores and write them, weighted."),
-    ("generate", generate.app, "Sample from a model, into a table."),
+    ("generate", generate.app, "Sample from a model: texts, images, tokens, graphs."),
+    ("train", train.app, "Search or train what a method needs."),
     ("plan", plan.app, "What to collect or mix, before it is collected."),
     ("audit", audit.app, "How far to trust a number, and what it hides."),
 ):

@@ -1,4 +1,4 @@
-"""`scoredraw compare`: which way of drawing rows, or of choosing an answer, is worth it here."""
+"""`scoredraw compare`: which way of drawing rows, choosing answers or sampling is worth it here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from scoredraw.bakeoff.answers import AnswerComparison
     from scoredraw.bakeoff.comparison import Comparison
     from scoredraw.bakeoff.rows import Progress
+    from scoredraw.bakeoff.samplers import SamplerComparison
     from scoredraw.metrics import Estimate
+    from scoredraw.reports import ReportTable
 
 COLOURS = {"beats": "bold green", "worse": "red", "undecided": ""}
 
@@ -138,6 +140,39 @@ def answers(
             progress=progress,
         )  # fmt: skip
     deliver(result, print_choices, report, as_json)
+
+
+def samplers(
+    model: Annotated[
+        str, typer.Option(help="embedded, or the folder of a diffusers pipeline.", metavar="MODEL")
+    ] = "embedded",
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as deis,usf,diffusers-unipc.",
+            metavar="A,B",
+            show_default="all solvers of the ODE",
+        ),
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Network calls.", metavar="N,...")] = "5,10,20",
+    size: Annotated[int, typer.Option("--size", "-n", help="Images of a method.")] = 512,
+    noises: Annotated[int, typer.Option(help="Of them compared with the exact solution.")] = 128,
+    reference: Annotated[int, typer.Option(min=1, help="Steps of the exact solution.")] = 60,
+    seed: Seed = 0,
+    report: ReportPage = None,
+    as_json: Json = False,
+) -> None:
+    """Compare solvers of a diffusion model: error to the exact ODE, Fréchet distance, seconds."""
+    from scoredraw.bakeoff.samplers import compare_samplers
+
+    if report is not None:
+        check_report(report)
+    with progress_bar() as progress:
+        result = compare_samplers(
+            model, methods, whole(steps, "steps") or (), size=size, noises=min(noises, size),
+            reference=reference, seed=seed, progress=progress,
+        )  # fmt: skip
+    deliver(result, print_samplers, report, as_json)
 
 
 def deliver(
@@ -262,17 +297,29 @@ def print_choices(result: AnswerComparison) -> None:
     table.add_row("some sample is right", *ceiling, "(reaches)", style="dim")
     console.print(table)
     if result.calibration:
-        print_calibration(result, console)
+        print_table(result.tables()[-1], console)  # how far a confidence can be believed
     console.print(Text(result.answer))
     for note in result.notes:
         console.print(Text(f"- {note}", style="dim"))
 
 
-def print_calibration(result: AnswerComparison, console: Any) -> None:
-    """How far each method's confidence can be believed."""
+def print_samplers(result: SamplerComparison) -> None:
+    """Ratios of errors, Fréchet distances and seconds, then the answer in words."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for found in result.tables():
+        print_table(found, console)
+    console.print(Text(result.answer))
+    for note in result.notes:
+        console.print(Text(f"- {note}", style="dim"))
+
+
+def print_table(found: ReportTable, console: Any) -> None:
+    """One table of a report."""
     from rich.table import Table
 
-    found = result.tables()[-1]
     table = Table(title=found.title, title_justify="left")
     for i, head in enumerate(found.columns):
         table.add_column(head, justify="right" if i else "left")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scoredraw.cli import generate_image, generate_structures
 from scoredraw.cli import options as o
 from scoredraw.errors import InputError, require
 
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
     from scoredraw.tables import Table
 
 app = typer.Typer()
+app.command(
+    epilog="Methods: ddim, heun, deis, usf, time-shift, teleport (the model's own images); "
+    "annealed, product, tilted, tree, tree-search, best-of-n (others). Examples: scoredraw "
+    "generate image --method deis --steps 10 --size 64 -o grid.png; scoredraw generate image "
+    "--method tilted --reward class:8 --steps 100 --set strength=4 -o bags.png"
+)(generate_image.image)
+app.command(
+    epilog="Example: scoredraw generate tokens texts.jsonl --model FOLDER --length 64 -o made.jsonl"
+)(generate_structures.tokens)
+app.command(epilog="Example: scoredraw generate graph --size 16 -o graphs.jsonl")(
+    generate_structures.graph
+)
+app.command(epilog="Example: scoredraw generate flow --size 64 --method gs-jacobi -o digits.png")(
+    generate_structures.flow
+)
 PROMPT_COLUMNS = ("prompt", "problem", "question", "text")
 SHOWN = 20  # samples that are printed where no file is asked for
 

@@ -34,6 +34,27 @@ __getattr__, __dir__, __all__ = exports(
         "masked_likelihood": "masked_nelbo exact_nelbo MaskedLikelihood",
         "kernel_regression": "ntk_relu SpectralRegression rwy_stopping_step discrepancy_step "
         "WideNetwork",
+        "states": "EpsFunction",
+        "solver_schedules": "SolverSchedule StepDecision Taylor solver_preset step_times",
+        "unified_solver": "UnifiedSolver UnifiedState SolutionError",
+        "schedule_search": "search_schedule ScheduleSearch SearchSpace SearchResult",
+        "unified_scheduler": "UnifiedScheduler",
+        "time_shift": "time_shift TimeShift TimeShiftSampler search_shift",
+        "pseudo_numerical": "PseudoNumericalSampler by_time",
+        "exposure_bias": "epsilon_scaling variance_normalise variance_gap",
+        "time_shift_scheduler": "TimeShiftScheduler",
+        "flow_inversion": "invert_autoregressive Inversion SegmentPlan block_metrics "
+        "plan_strategy plan_from_notation fixed_point_residual check_causal",
+        "tarflow": "TarFlow TarFlowBlock TarFlowShape Guidance load_flow save_flow",
+        "flow_training": "train_tarflow",
+        "graph_system": "GraphSDESystem GraphMixtureScore score_matching_loss",
+        "graph_sampling": "sample_graphs GraphSolver GraphSample",
+        "graph_networks": "ScoreNetworkX ScoreNetworkA Training train_scores GraphScores "
+        "load_graph_scores generate_graphs",
+        "graph_metrics": "graph_mmd orbit_counts",
+        "graph_arrays": "from_networkx to_networkx one_hot_degrees quantize_adjacency "
+        "molecule_validity",
+        "image_models": "ImageModel open_image_model fashion_classifier",
         "score_regression": "NTKScoreEstimator GaussianScoreEstimator MLPScoreEstimator",
     },
 )

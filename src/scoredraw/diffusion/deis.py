@@ -15,9 +15,7 @@ arXiv 2204.13902.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +35,17 @@ from scoredraw.diffusion.integrator_coefficients import (
     runge_kutta_coefficients,
 )
 from scoredraw.diffusion.schedules import LinearBeta, NoiseSchedule
+from scoredraw.diffusion.states import (
+    EpsFunction,
+    accumulator,
+    cast,
+    check_answer,
+    checked_start,
+    combine,
+    copied,
+)
 from scoredraw.diffusion.time_grids import checked_times, time_grid, whole
-from scoredraw.errors import InputError, require
+from scoredraw.errors import require
 
 __all__ = [
     "TABLEAUX",
@@ -51,7 +58,6 @@ __all__ = [
 ]
 
 Float = NDArray[np.float64]
-EpsFunction = Callable[[Any, float], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +75,7 @@ class DEISState:
     @property
     def sample(self) -> Any:
         """x in the dtype of the samples."""
-        return _cast(self.x, self.dtype)
+        return cast(self.x, self.dtype)
 
 
 class DEISSolver:
@@ -159,11 +165,8 @@ class DEISSolver:
 
     def init(self, x_T: Any) -> DEISState:
         """The state at t_start. x_T: floating (B, *dims), finite."""
-        x: Any = x_T if is_tensor(x_T) else np.asarray(x_T)
-        floating = x.is_floating_point() if is_tensor(x) else np.issubdtype(x.dtype, np.floating)
-        require(floating, "x_T", x.dtype, "a floating dtype")
-        require(not self.check_finite or _finite(x), "x_T", "NaN or infinity", "finite values")
-        return DEISState(_accumulator(x), 0, (), x.dtype)
+        x = checked_start(x_T, finite=self.check_finite)
+        return DEISState(accumulator(x), 0, (), x.dtype)
 
     def step(self, state: DEISState, eps_fn: EpsFunction) -> DEISState:
         """The state one time further on; calls eps_fn once, or once a stage for rhork."""
@@ -173,7 +176,7 @@ class DEISSolver:
             return DEISState(self._runge_kutta(state, eps_fn), i + 1, (), state.dtype)
         eps = self._evaluate(eps_fn, state.x, self.times[i], i, state.dtype)
         history = (eps, *state.history)[: self.order + 1]
-        x = _combine(state.x, self.psi[i], self.C[i], history)
+        x = combine(state.x, self.psi[i], self.C[i], history)
         return DEISState(x, i + 1, history, state.dtype)
 
     def sample(self, eps_fn: EpsFunction, x_T: Any, *, return_trajectory: bool = False) -> Any:
@@ -193,7 +196,7 @@ class DEISSolver:
             if return_trajectory:
                 path.append(state.sample)
         if not return_trajectory:
-            return _copy(state.sample) if empty else state.sample
+            return copied(state.sample) if empty else state.sample
         return sys.modules["torch"].stack(path) if is_tensor(state.x) else np.stack(path)
 
     def denoise(self, state: DEISState, eps_fn: EpsFunction) -> DEISState:
@@ -201,7 +204,7 @@ class DEISSolver:
         t = self.times[state.index]
         eps = self._evaluate(eps_fn, state.x, t, state.index, state.dtype)
         alpha, rho = float(self.schedule.alpha(t)), float(self.schedule.rho(t))
-        x = _combine(state.x, 1 / alpha, [-rho], (eps,))
+        x = combine(state.x, 1 / alpha, [-rho], (eps,))
         return DEISState(x, state.index, state.history, state.dtype)
 
     def _to_clean(self, i: int) -> bool:
@@ -212,67 +215,12 @@ class DEISSolver:
         times, stage_psi, stage_C, psi, C = (table[state.index] for table in self.stages)
         eps: list[Any] = []
         for s, t in enumerate(times):
-            x = _combine(state.x, stage_psi[s], stage_C[s], eps) if s else state.x
+            x = combine(state.x, stage_psi[s], stage_C[s], eps) if s else state.x
             eps.append(self._evaluate(eps_fn, x, t, state.index, state.dtype))
-        return _combine(state.x, psi, C, eps)
+        return combine(state.x, psi, C, eps)
 
     def _evaluate(self, eps_fn: EpsFunction, x: Any, t: float, i: int, dtype: Any) -> Any:
         """eps_fn at x in the samples' dtype; its answer, checked."""
-        eps = eps_fn(_cast(x, dtype), float(t))
-        same = is_tensor(eps) == is_tensor(x)
-        kind = f"a {type(eps).__name__} at step {i}"
-        require(same, "eps_fn", kind, f"a {type(x).__name__} like x")
-        shape = tuple(getattr(eps, "shape", ()))
-        wanted = f"the shape of x, {tuple(x.shape)}"
-        require(shape == tuple(x.shape), "eps_fn", f"shape {shape} at step {i}", wanted)
-        if is_tensor(x):
-            wanted = f"the device of x, {x.device}"
-            require(eps.device == x.device, "eps_fn", f"{eps.device} at step {i}", wanted)
-        if self.check_finite and not _finite(eps):
-            where = f"NaN or infinity at step {i} (t = {t:g})"
-            raise InputError(f"eps_fn: got {where}, want finite values")
+        eps = eps_fn(cast(x, dtype), float(t))
+        check_answer(eps, x, f"at step {i} (t = {t:g})", finite=self.check_finite)
         return eps
-
-
-# ------------------------------------------------------------------ arrays and tensors
-
-
-def _combine(x: Any, psi: float, weights: Sequence[float] | Float, eps: Sequence[Any]) -> Any:
-    """psi x + Σ_j weights[j] eps[j], in x's dtype; one new array, added to in place."""
-    result = x * float(psi)
-    for weight, value in zip(weights, eps, strict=False):
-        if weight == 0:
-            continue
-        if is_tensor(x):
-            result.add_(value, alpha=float(weight))
-        else:
-            result += np.multiply(value, float(weight), dtype=x.dtype, casting="same_kind")
-    return result
-
-
-def _accumulator(x: Any) -> Any:
-    """x, in float32 where its own dtype has fewer digits."""
-    if is_tensor(x):
-        return x.float() if x.dtype.itemsize < 4 else x
-    return x.astype(np.float32) if x.dtype.itemsize < 4 else x
-
-
-def _cast(x: Any, dtype: Any) -> Any:
-    if x.dtype == dtype:
-        return x
-    return x.to(dtype) if is_tensor(x) else x.astype(dtype)
-
-
-def _copy(x: Any) -> Any:
-    return x.clone() if is_tensor(x) else x.copy()
-
-
-def _finite(x: Any) -> bool:
-    """Whether all of x is finite: a finite sum says so with one cheap pass."""
-    if is_tensor(x):
-        torch = sys.modules["torch"]
-        total = x.detach().sum(dtype=torch.float32 if x.dtype.itemsize < 4 else None)
-        return math.isfinite(float(total)) or bool(torch.isfinite(x).all())
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = x.sum(dtype=np.float32 if x.dtype.itemsize < 4 else None)
-    return math.isfinite(float(total)) or bool(np.isfinite(x).all())

@@ -322,7 +322,7 @@ class DEISScheduler(SchedulerMixin, ConfigMixin):
         kind = self.config.prediction_type
         if kind == "epsilon" and alpha[0] == 0:
             raise InputError("prediction_type: got epsilon, want v_prediction where abar = 0")
-        p, q, a, b = _readings(kind, alpha[:-1], sigma[:-1])
+        p, q, a, b = readings(kind, alpha[:-1], sigma[:-1])
         eps_weight = sigma[1:] - C[:, 1:].sum(axis=1)
         A, B = alpha[1:] * p + eps_weight * a, alpha[1:] * q + eps_weight * b
         numbers = np.stack([A, B, a, b], axis=1).tolist()
@@ -418,7 +418,7 @@ class DEISScheduler(SchedulerMixin, ConfigMixin):
         """alpha' x0 + (sigma' - Σ C) eps, and eps, for x0 clamped to ±s and divided by s."""
         alpha, sigma = self._alpha[i : i + 2].tolist(), self._sigma[i : i + 2].tolist()
         at = np.array(alpha[:1]), np.array(sigma[:1])
-        p, q, _, _ = (part.item() for part in _readings(self.config.prediction_type, *at))
+        p, q, _, _ = (part.item() for part in readings(self.config.prediction_type, *at))
         flat = (x * p).add_(m, alpha=q).flatten(1)
         s = torch.quantile(flat.abs(), self.config.dynamic_thresholding_ratio, dim=1, keepdim=True)
         s = s.clamp(min=1.0, max=self.config.sample_max_value)
@@ -485,7 +485,7 @@ def _last_degree(steps: int) -> int:
     return 1 + max(0, int(math.log2(steps / 6)))
 
 
-def _readings(kind: str, alpha: Float, sigma: Float) -> tuple[Float, Float, Float, Float]:
+def readings(kind: str, alpha: Float, sigma: Float) -> tuple[Float, Float, Float, Float]:
     """(p, q, a, b) with x0 = p x + q m and eps = a x + b m, for x = alpha x0 + sigma eps."""
     zero, one = np.zeros_like(alpha), np.ones_like(alpha)
     if kind == "epsilon":

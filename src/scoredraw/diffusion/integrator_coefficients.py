@@ -109,7 +109,7 @@ def _extrapolation(schedule: NoiseSchedule, times: Float, order: int, variant: s
     steps = np.arange(len(times) - 1)
     rho = schedule.rho(times)
     if variant in ("rhoab", "ipndm"):
-        share, weights = _unit_nodes(order // 2 + 1)
+        share, weights = unit_nodes(order // 2 + 1)
         variable = rho if variant == "rhoab" else np.arange(len(times), dtype=np.float64)
         points = variable[:-1, None] + np.diff(variable)[:, None] * share
         return _integrals(points, np.diff(rho)[:, None] * weights, steps, variable, order)
@@ -121,7 +121,7 @@ def _extrapolation(schedule: NoiseSchedule, times: Float, order: int, variant: s
     return _integrals(points, weights, first, variable, order)
 
 
-def _unit_nodes(count: int) -> tuple[Float, Float]:
+def unit_nodes(count: int) -> tuple[Float, Float]:
     """Gauss-Legendre nodes and weights on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(count)
     return np.asarray((1 + nodes) / 2), np.asarray(weights / 2)
@@ -141,7 +141,7 @@ def _nodes(schedule: NoiseSchedule, times: Float) -> tuple[Float, Float, Int]:
     parts = np.maximum(1, np.ceil(-widths / WIDEST)).astype(np.int64)
     cut = np.repeat(np.arange(len(parts)), parts)
     part = np.arange(len(cut)) - np.repeat(np.cumsum(parts) - parts, parts)
-    share, weights = _unit_nodes(NODES)
+    share, weights = unit_nodes(NODES)
     position = (part[:, None] + share) / parts[cut, None]
     nodes = rho[cut, None] * np.exp(position * widths[cut, None])
     first = np.searchsorted(-cuts[cut], -times[:-1])

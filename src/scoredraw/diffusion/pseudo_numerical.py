@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoredraw.arrays import is_tensor
-from scoredraw.diffusion.deis import _accumulator, _cast, _copy, _finite
 from scoredraw.diffusion.parameterisations import per_sample
 from scoredraw.diffusion.schedules import DiscreteAlphas
+from scoredraw.diffusion.states import accumulator, cast, check_answer, checked_start, copied
 from scoredraw.diffusion.time_grids import whole
 from scoredraw.errors import InputError, require
 from scoredraw.uniforms import generator
@@ -85,7 +85,7 @@ class PseudoNumericalState:
     @property
     def sample(self) -> Any:
         """x in the dtype of the samples."""
-        return _cast(self.x, self.dtype)
+        return cast(self.x, self.dtype)
 
 
 class PseudoNumericalSampler:
@@ -171,13 +171,10 @@ class PseudoNumericalSampler:
 
     def init(self, x_T: Any) -> PseudoNumericalState:
         """The state at the first time. x_T: floating (B, *dims), finite."""
-        x: Any = x_T if is_tensor(x_T) else np.asarray(x_T)
-        floating = x.is_floating_point() if is_tensor(x) else np.issubdtype(x.dtype, np.floating)
-        require(floating, "x_T", x.dtype, "a floating dtype")
+        x = checked_start(x_T, finite=self.check_finite)
         require(x.ndim >= 2, "x_T", f"shape {tuple(x.shape)}", "(B, *dims)")
-        require(not self.check_finite or _finite(x), "x_T", "NaN or infinity", "finite values")
         times = np.full(len(x), self.times[0])
-        return PseudoNumericalState(_accumulator(x), 0, times, (), x.dtype)
+        return PseudoNumericalState(accumulator(x), 0, times, (), x.dtype)
 
     def step(
         self,
@@ -213,7 +210,7 @@ class PseudoNumericalSampler:
         """The samples that x_T ~ N(0, I) leads to. An empty batch comes back without a call."""
         state = self.init(x_T)
         if 0 in state.x.shape:
-            return _copy(state.sample)
+            return copied(state.sample)
         source = rng if is_tensor(state.x) else generator(rng)
         for _ in range(self.num_steps):
             state = self.step(state, eps_fn, source)
@@ -299,20 +296,12 @@ class PseudoNumericalSampler:
 
     def _call(self, eps_fn: EpsFunction, x: Any, t: Any, i: int, dtype: Any) -> Any:
         """eps_fn at x in the samples' dtype and times t (B,); its answer, checked."""
-        asked = _cast(x, dtype)
+        asked = cast(x, dtype)
         times = sys.modules["torch"].as_tensor(t, device=x.device) if is_tensor(x) else t
         eps = eps_fn(asked, times)
-        came = f"a {type(eps).__name__} at step {i}"
-        require(is_tensor(eps) == is_tensor(x), "eps_fn", came, f"a {type(x).__name__} like x")
-        shape, wanted = tuple(getattr(eps, "shape", ())), f"the shape of x, {tuple(x.shape)}"
-        require(shape == tuple(x.shape), "eps_fn", f"shape {shape} at step {i}", wanted)
-        if is_tensor(x):
-            came, wanted = f"{eps.device} at step {i}", f"the device of x, {x.device}"
-            require(eps.device == x.device, "eps_fn", came, wanted)
-        if self.check_finite and not _finite(eps):
-            where = f"NaN or infinity at step {i} (t = {np.min(t):g} to {np.max(t):g})"
-            raise InputError(f"eps_fn: got {where}, want finite values")
-        return _cast(eps, x.dtype)
+        where = f"at step {i} (t = {np.min(t):g} to {np.max(t):g})"
+        check_answer(eps, x, where, finite=self.check_finite)
+        return cast(eps, x.dtype)
 
 
 # ------------------------------------------------------------------ times

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from scoredraw import smc
 from scoredraw.arrays import is_tensor, on_host
-from scoredraw.diffusion.deis import EpsFunction, _accumulator, _cast, _finite
 from scoredraw.diffusion.feynman_kac import Rates, Target, dot, log_density_change, rates
 from scoredraw.diffusion.parameterisations import PREDICTIONS, to_eps
 from scoredraw.diffusion.schedules import NoiseSchedule
+from scoredraw.diffusion.states import EpsFunction, accumulator, cast, checked_start, is_finite
 from scoredraw.diffusion.time_grids import checked_times, time_grid, whole
 from scoredraw.errors import require
 from scoredraw.uniforms import generator
@@ -70,7 +70,7 @@ class Particles:
     @property
     def sample(self) -> Any:
         """x in the dtype of the samples."""
-        return _cast(self.x, self.dtype)
+        return cast(self.x, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,14 +219,11 @@ class WeightedSampler:
 
     def init(self, x_T: Any, rng: Any = None) -> Particles:
         """Particles at the noise end. x_T: floating (N, *dims), N >= 2, finite."""
-        x: Any = x_T if is_tensor(x_T) else np.asarray(x_T)
-        floating = x.is_floating_point() if is_tensor(x) else np.issubdtype(x.dtype, np.floating)
-        require(floating, "x_T", x.dtype, "a floating dtype")
+        x = checked_start(x_T)
         shape = tuple(x.shape)
         require(len(shape) >= 2 and 0 not in shape[1:], "x_T", shape, "(N, *dims)")
         require(shape[0] >= 2, "x_T", f"{shape[0]} particles", "2 or more")
-        require(_finite(x), "x_T", "NaN or infinity", "finite values")
-        dtype, x = x.dtype, _accumulator(x)
+        dtype, x = x.dtype, accumulator(x)
         log_weights = dot(x, x) * 0.0
         log_q = worth = None
         if self.target.moving:
@@ -319,7 +316,7 @@ class WeightedSampler:
         reward = gradient = None
         if self.target.gradient is not None:
             assert self.target.reward is not None
-            seen = _cast(x, dtype)
+            seen = cast(x, dtype)
             came = self.target.reward(seen, now)
             reward = _checked(came, "reward", x, where, per_sample=True)
             gradient = _checked(self.target.gradient(seen, now), "gradient", x, where)
@@ -363,7 +360,7 @@ class WeightedSampler:
         assert self.target.reward is not None
         t = float(self.times[i])
         b = self.target.strength_at(t)
-        came = self.target.reward(_cast(x, dtype), t)
+        came = self.target.reward(cast(x, dtype), t)
         value = _checked(came, "reward", x, f"at step {i} (t = {t:g})", per_sample=True)
         return b * (value.double() if is_tensor(value) else np.asarray(value, np.float64))
 
@@ -385,11 +382,11 @@ class WeightedSampler:
     def _scores(self, models: list[EpsFunction], x: Any, dtype: Any, i: int, t: float) -> list[Any]:
         """∇log q_i(x, t) of every expert."""
         alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
-        seen, where = _cast(x, dtype), f"at step {i} (t = {t:g})"
+        seen, where = cast(x, dtype), f"at step {i} (t = {t:g})"
         scores = []
         for k, model in enumerate(models):
             name = "eps_fn" if len(models) == 1 else f"eps_fns[{k}]"
-            answer = _cast(_checked(model(seen, t), name, x, where), x.dtype)
+            answer = cast(_checked(model(seen, t), name, x, where), x.dtype)
             if self.prediction == "score":
                 score = answer
             else:
@@ -430,7 +427,7 @@ def _checked(value: Any, name: str, x: Any, where: str, *, per_sample: bool = Fa
     shape, want = tuple(getattr(value, "shape", ())), tuple(x.shape)
     want = want[:1] if per_sample else want
     require(shape == want, name, f"shape {shape} {where}", f"shape {want}")
-    require(_finite(value), name, f"NaN or infinity {where}", "finite values")
+    require(is_finite(value), name, f"NaN or infinity {where}", "finite values")
     return value
 
 

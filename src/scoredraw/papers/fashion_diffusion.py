@@ -1,0 +1,150 @@
+"""The embedded image model: a small diffusers UNet trained on the embedded Fashion-MNIST.
+
+It predicts the noise in  x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps  for the thousand times of
+DDPM's linear betas (Ho, Jain and Abbeel 2020, arXiv 2006.11239), from the 10,000 training images
+scaled to [-1, 1], by the plain loss |eps - net(x_t, t)|². What ships is the moving average of the
+weights in float16, as a directory that diffusers loads:
+
+    python -m scoredraw.papers.fashion_diffusion DIRECTORY
+
+trains it again (about an hour on one core; half done, it goes on from its checkpoint), and with it
+the small classifier that measures and steers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scoredraw import datasets
+from scoredraw.diffusion.image_models import classifier_network
+from scoredraw.diffusion.schedules import DiscreteAlphas
+from scoredraw.journal import atomic_path
+from scoredraw.papers.training import one_thread, rate
+
+STEPS, BATCH, LEARNING_RATE, MEMORY = 3200, 128, 2e-3, 0.998
+TIMES, FIRST_BETA, LAST_BETA = 1000, 1e-4, 0.02
+EVERY = 100  # steps between checkpoints
+
+
+def network() -> Any:
+    """The UNet, not trained: 28 x 28, three levels, attention at 7 x 7; 1.1 million weights."""
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        attention_head_dim=16,
+        add_attention=False,
+    )
+
+
+def images(part: str = "train") -> torch.Tensor:
+    """The 10,000 training or 2,000 test images, (n, 1, 28, 28) in [-1, 1]."""
+    data = datasets.load("fashion-mnist")
+    rows = np.asarray(data.x)[data.splits[part]].reshape(-1, 1, 28, 28)
+    return torch.from_numpy(rows.astype(np.float32) / 127.5 - 1)
+
+
+def train(directory: Path, steps: int = STEPS, seed: int = 0) -> Path:
+    """Train the model and save it as a DDPM pipeline of diffusers; -> the directory.
+
+    Every step draws from its own (seed, step), so a run that goes on from `checkpoint.pt` in the
+    directory ends where an uninterrupted one does.
+    """
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    torch.manual_seed(seed)
+    net = network().to(memory_format=torch.channels_last)
+    average = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=1e-4)
+    directory.mkdir(parents=True, exist_ok=True)
+    checkpoint, first = directory / "checkpoint.pt", 0
+    if checkpoint.is_file():
+        first, parts = torch.load(checkpoint, weights_only=True)
+        net.load_state_dict(parts["net"])
+        optimizer.load_state_dict(parts["optimizer"])
+        average = parts["average"]
+    x, schedule = images(), DiscreteAlphas.from_betas(np.linspace(FIRST_BETA, LAST_BETA, TIMES))
+    with one_thread():
+        for step in range(first, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(LEARNING_RATE, step, steps)
+            loss = train_step(net, optimizer, x, schedule, np.random.default_rng([seed, step]))
+            memory = min(MEMORY, (step + 1) / (step + 10))
+            for name, value in net.state_dict().items():
+                average[name].lerp_(value, 1 - memory)
+            if (step + 1) % EVERY == 0 or step + 1 == steps:
+                parts = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+                with atomic_path(checkpoint) as path:
+                    torch.save((step + 1, {**parts, "average": average}), path)
+                print(f"{step + 1} of {steps} steps, loss {loss:.4f}", file=sys.stderr, flush=True)
+    net.load_state_dict(average)
+    scheduler = DDPMScheduler(TIMES, FIRST_BETA, LAST_BETA, "linear")
+    DDPMPipeline(net.half(), scheduler).save_pretrained(directory, safe_serialization=True)
+    checkpoint.unlink()
+    return directory
+
+
+def train_step(
+    net: Any, optimizer: Any, x: torch.Tensor, schedule: DiscreteAlphas, rng: np.random.Generator
+) -> float:
+    """One step on a batch with times spread evenly; -> the loss."""
+    x0 = x[torch.from_numpy(rng.integers(0, len(x), BATCH))]
+    t = np.floor((np.arange(BATCH) + rng.random()) / BATCH * TIMES).astype(np.int64)
+    noise = torch.from_numpy(rng.standard_normal(x0.shape, np.float32))
+    x_t = schedule.perturb(x0, t, noise).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = net(x_t, torch.from_numpy(t)).sample
+    loss = (predicted.float() - noise).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ArithmeticError("the loss is not finite")
+    return value
+
+
+def train_classifier(directory: Path, epochs: int = 15, seed: int = 0) -> float:
+    """Train the classifier, save it beside the model; -> its accuracy on the test images."""
+    from safetensors.torch import save_file
+
+    data = datasets.load("fashion-mnist")
+    y, test = torch.from_numpy(data.y.copy()), data.splits["test"]
+    train_x, train_y = images(), y[data.splits["train"].copy()]
+    torch.manual_seed(seed)
+    net = classifier_network()
+    optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=1e-2)
+    random, whole = np.random.default_rng(seed), len(train_x) // BATCH * BATCH
+    rows = np.concatenate([random.permutation(len(train_x))[:whole] for _ in range(epochs)])
+    batches = torch.from_numpy(rows).split(BATCH)
+    with one_thread():
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = rate(LEARNING_RATE, step, len(batches))
+            loss = torch.nn.functional.cross_entropy(net(train_x[batch]), train_y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    save_file(net.half().state_dict(), directory / "classifier.safetensors")
+    with torch.no_grad():
+        right = net.float()(images("test")).argmax(dim=1) == y[test.copy()]
+    return float(right.float().mean())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    train_classifier(train(Path(sys.argv[1])))
