@@ -18,6 +18,8 @@ from benchmarks import (
     decoding,
     diffusion,
     files,
+    first_hitting,
+    flow_inversion,
     influence,
     matrices,
     minimum_bayes_risk,
@@ -27,6 +29,7 @@ from benchmarks import (
     selection,
     sketches,
     transport,
+    tree,
     watermarks,
 )
 from benchmarks.contest import Contest, Limit, Line, run, table
@@ -49,6 +52,9 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "mbr": minimum_bayes_risk.minimum_bayes_risk,
     "decoding": decoding.decoding,
     "resampling": resampling.resampling,
+    "first-hitting": first_hitting.first_hitting,
+    "flow": flow_inversion.flow_inversion,
+    "tree": tree.tree,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (

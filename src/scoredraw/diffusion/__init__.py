@@ -34,6 +34,10 @@ __getattr__, __dir__, __all__ = exports(
         "masked_likelihood": "masked_nelbo exact_nelbo MaskedLikelihood",
         "kernel_regression": "ntk_relu SpectralRegression rwy_stopping_step discrepancy_step "
         "WideNetwork",
+        "tree_sampling": "DiffusionTree tree_sample",
+        "tree_proposals": "MarkovChain diffusion_chain pipeline_chain token_chain masked_chain",
+        "steering_baselines": "weighted_rollouts particle_steering twisted_steering "
+        "guided_rollouts",
         "states": "EpsFunction",
         "solver_schedules": "SolverSchedule StepDecision Taylor solver_preset step_times",
         "unified_solver": "UnifiedSolver UnifiedState SolutionError",
