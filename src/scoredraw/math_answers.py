@@ -47,7 +47,7 @@ def _parsed(text: str) -> tuple[Any, ...]:
 
 
 def equality(name: str) -> Any:
-    """"exact" -> None (as Python compares), "math" -> `math_equal`; otherwise an InputError."""
+    """ "exact" -> None (as Python compares), "math" -> `math_equal`; otherwise an InputError."""
     from scoredraw.errors import require
 
     require(name in ("exact", "math"), "equal", repr(name), "exact or math")

@@ -124,8 +124,9 @@ def test_every_selector_of_the_catalogue_competes() -> None:
     able = {m.name for m in registry.methods("answers") if not {"reward", "text"} & set(m.needs)}
     assert set(found.methods) == able
     again = compare_answers("smollm2-arith", ks=[4], repeats=20)
-    assert found.to_json().split('"environment"')[0].split('"seconds"')[0] == (
-        again.to_json().split('"environment"')[0].split('"seconds"')[0]
+    assert (
+        found.to_json().split('"environment"')[0].split('"seconds"')[0]
+        == (again.to_json().split('"environment"')[0].split('"seconds"')[0])
     )
 
 

@@ -151,9 +151,7 @@ def test_the_bound_on_misses_is_reached(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("p", [1.0, 1.5, 3.0])
-def test_a_block_takes_at_most_its_rows_together(
-    monkeypatch: pytest.MonkeyPatch, p: float
-) -> None:
+def test_a_block_takes_at_most_its_rows_together(monkeypatch: pytest.MonkeyPatch, p: float) -> None:
     """σ̃ ≤ b^{p-1} Σσ of the block, on the exact matrix; the blocks are read off the result."""
     raw_blocks(monkeypatch)
     A = uneven(60, 3)

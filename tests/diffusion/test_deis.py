@@ -44,7 +44,6 @@ MIXTURE = GaussianMixtureScore(
 X_T = np.random.default_rng(35).standard_normal((16, 2))
 
 
-
 def solve(steps: int, x: Any = X_T, **how: Any) -> Any:
     return DEISSolver(LINEAR, steps, **how).sample(MIXTURE.eps, x)
 

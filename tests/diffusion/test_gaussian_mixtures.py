@@ -62,9 +62,7 @@ def test_one_component_is_the_wiener_filter() -> None:
     schedule = LinearBeta()
     mixture = GaussianMixtureScore([1.0], MEANS[:1], COVARIANCES[:1], schedule)
     alpha, sigma = schedule.alpha(0.4), schedule.sigma(0.4)
-    gain = alpha * COVARIANCES[0] @ np.linalg.inv(
-        alpha**2 * COVARIANCES[0] + sigma**2 * np.eye(4)
-    )
+    gain = alpha * COVARIANCES[0] @ np.linalg.inv(alpha**2 * COVARIANCES[0] + sigma**2 * np.eye(4))
     want = MEANS[0] + (X - alpha * MEANS[0]) @ gain.T
     np.testing.assert_allclose(mixture.denoise(X, 0.4), want, rtol=1e-10)
 

@@ -34,6 +34,7 @@ Float = NDArray[np.float64]
 LINEAR = LinearBeta()
 MULTISTEP = ("tab", "rhoab", "logrhoab")
 
+
 def precise_row(times: Float, i: int, order: int, variant: str) -> list[float]:
     """C_i0 .. C_ir of `LinearBeta()` with 40 digits."""
     b0, slope = mp.mpf(LINEAR.beta_0), mp.mpf(LINEAR.beta_1) - mp.mpf(LINEAR.beta_0)

@@ -53,9 +53,7 @@ def interior(schedule: NoiseSchedule, n: int = 40) -> np.ndarray:
 @every_schedule
 def test_rho_is_noise_per_signal(schedule: NoiseSchedule) -> None:
     t = interior(schedule)
-    np.testing.assert_allclose(
-        schedule.rho(t), schedule.sigma(t) / schedule.alpha(t), rtol=1e-11
-    )
+    np.testing.assert_allclose(schedule.rho(t), schedule.sigma(t) / schedule.alpha(t), rtol=1e-11)
     np.testing.assert_allclose(schedule.abar(t), schedule.alpha(t) ** 2, rtol=1e-12)
     np.testing.assert_allclose(schedule.log_snr(t), -2 * np.log(schedule.rho(t)), rtol=1e-12)
     assert bool((np.diff(schedule.rho(np.sort(t))) > 0).all())
@@ -92,9 +90,7 @@ def test_definitions() -> None:
     t = np.array([0.0, 0.2, 1.0])
     linear = np.exp(-0.5 * t**2 * (20.0 - 0.1) - t * 0.1)
     np.testing.assert_allclose(LinearBeta().abar(t), linear, rtol=1e-13)
-    np.testing.assert_allclose(
-        SubVariancePreserving().sigma(t), 1 - linear, rtol=1e-12, atol=1e-15
-    )
+    np.testing.assert_allclose(SubVariancePreserving().sigma(t), 1 - linear, rtol=1e-12, atol=1e-15)
     cosine = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(Cosine().abar(t), cosine, rtol=1e-12, atol=1e-30)
     np.testing.assert_allclose(OrnsteinUhlenbeck().alpha(t), np.exp(-t), rtol=1e-14)

@@ -227,9 +227,7 @@ class AnswerComparison:
             ),
         ]  # fmt: skip
         if self.calibration:
-            sure = [
-                Series(m, ks, *_bounds(brier(curve))) for m, curve in self.calibration.items()
-            ]
+            sure = [Series(m, ks, *_bounds(brier(curve))) for m, curve in self.calibration.items()]
             figures.append(
                 Figure(
                     "line", "Calibration against the samples to choose from", "samples k",

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-
 @app.callback()
 def verb() -> None:
     """How far to trust a number that a scorer gives."""

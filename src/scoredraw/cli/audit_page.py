@@ -139,9 +139,7 @@ def figures(audit: CoverageAudit) -> list[Figure]:
     """Coverage and the selectors against k, the models beyond, and how unlike the problems are."""
     ks = [int(k) for k in audit.ks]
     chosen = [
-        Series(
-            named(m), ks, *_bounds([audit.accuracy[m, k] for k in ks]), baseline=m == "uniform"
-        )
+        Series(named(m), ks, *_bounds([audit.accuracy[m, k] for k in ks]), baseline=m == "uniform")
         for m in audit.selectors
         if m != "oracle"
     ]

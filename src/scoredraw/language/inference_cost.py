@@ -122,9 +122,7 @@ class ReachCost:
     cost: Estimate
 
 
-def cost_to_reach(
-    model: ReachesCoverage, target: float, cost: Callable[[float], Any]
-) -> ReachCost:
+def cost_to_reach(model: ReachesCoverage, target: float, cost: Callable[[float], Any]) -> ReachCost:
     """What it costs to reach a coverage: cost(k) at the smallest whole k that does.
 
     model: a CoverageCurve, a PowerLaw or a BetaBinomial, or an ExtrapolatedCoverage, whose

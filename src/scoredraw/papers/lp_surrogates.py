@@ -39,9 +39,7 @@ EXPONENTS = (1.0, 1.5, 3.0, 6.0)
 CERTIFIED = (3.0, 4.0, 6.0)
 
 
-def add_surrogates(
-    report: Report, A: Float, totals: int, distortion: Distortion, rng: int
-) -> None:
+def add_surrogates(report: Report, A: Float, totals: int, distortion: Distortion, rng: int) -> None:
     """The surrogates' table and claims; distortion: of a score's draws, for p = 1."""
     exact = {p: lp_sensitivities(A, p) for p in EXPONENTS}
     report.tables.append(surrogate_table(A, exact, distortion, rng))

@@ -164,9 +164,7 @@ def mixture_errors(plan: Plan, mixture: digits.Mixture) -> Errors:
     wanted += [(m, grid, n) for m in (DDIM, "tAB3") for grid in GRIDS for n in plan.calls]
     wanted += [(m, QUADRATIC, n) for m in CONVERGING for n in plan.doublings]
     solvers = {key: solver(mixture.schedule, *key) for key in wanted}
-    return {
-        key: pixel_errors(mixture.solve(one), mixture.exact) for key, one in solvers.items()
-    }
+    return {key: pixel_errors(mixture.solve(one), mixture.exact) for key, one in solvers.items()}
 
 
 # ── solving: the peers, on the discrete schedule ────────────────────────────────────────────────
@@ -478,9 +476,7 @@ def convergence_figure(plan: Plan, errors: Errors) -> Figure:
 
 
 def quality_figure(name: str, calls: Sequence[int], quality: Errors) -> Figure:
-    series = [
-        line(m, calls, [quality[m, QUADRATIC, n][:, 0] for n in calls]) for m in GENERATING
-    ]
+    series = [line(m, calls, [quality[m, QUADRATIC, n][:, 0] for n in calls]) for m in GENERATING]
     series.append(line(EXACT, calls, [quality["exact", "", 0][:, 0]] * len(calls)))
     return Figure(
         "line", f"Quality of generated digits, {name}", "network calls",
