@@ -20,6 +20,7 @@ from benchmarks import (
     files,
     first_hitting,
     flow_inversion,
+    image_samplers,
     influence,
     matrices,
     minimum_bayes_risk,
@@ -55,6 +56,8 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "first-hitting": first_hitting.first_hitting,
     "flow": flow_inversion.flow_inversion,
     "tree": tree.tree,
+    "images": image_samplers.images,
+    "schedulers": image_samplers.schedulers,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
     *("leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"),
     *("selection", "influence", "transport", "rpc", "answers", "watermarks", "mbr"),
-    "decoding",
+    *("decoding", "resampling", "first-hitting", "flow", "tree", "images", "schedulers"),
 ]
 
 
@@ -45,6 +45,12 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("watermarks", 3),
         ("mbr", 2),
         ("decoding", 1),
+        ("resampling", 4),
+        ("first-hitting", 2),
+        ("flow", 4),
+        ("tree", 2),
+        ("images", 1),
+        ("schedulers", 4),
     ],
 )
 def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> None:

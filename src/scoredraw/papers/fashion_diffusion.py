@@ -16,14 +16,15 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from scoredraw import datasets
-from scoredraw.diffusion.image_models import classifier_network
+from scoredraw import datasets, registry
+from scoredraw.diffusion.image_models import classifier_network, open_image_model, pictures
 from scoredraw.diffusion.schedules import DiscreteAlphas
 from scoredraw.journal import atomic_path
 from scoredraw.papers.training import one_thread, rate
@@ -143,6 +144,30 @@ def train_classifier(directory: Path, epochs: int = 15, seed: int = 0) -> float:
     with torch.no_grad():
         right = net.float()(images("test")).argmax(dim=1) == y[test.copy()]
     return float(right.float().mean())
+
+
+def draw_samplers(
+    path: Path, methods: Sequence[str], steps: Sequence[int] = (5, 10, 50), count: int = 8
+) -> None:
+    """A picture of what solvers make of the same noises: a row a solver, a column a budget."""
+    from matplotlib.figure import Figure
+
+    model = open_image_model()
+    x = model.noise(count)
+    figure = Figure(figsize=(3.2 * len(steps), 0.75 * len(methods) + 0.3), layout="constrained")
+    axes = figure.subplots(len(methods), len(steps), squeeze=False)
+    for row, name in zip(axes, methods, strict=True):
+        sample = registry.resolve(registry.method("images", name).function)
+        for place, calls in zip(row, steps, strict=True):
+            with torch.no_grad():
+                shown = pictures(sample(model, x, calls))[..., 0]
+            place.imshow(np.hstack(list(shown)), cmap="gray", vmin=0, vmax=255)
+            place.set_xticks([])
+            place.set_yticks([])
+            if name == methods[0]:
+                place.set_title(f"{calls} network calls", fontsize=8)
+        row[0].set_ylabel(name, fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
