@@ -31,7 +31,12 @@ def image(
         ),
     ] = "embedded",
     method: Annotated[str, typer.Option("--method", "-m", help="How it is sampled.")] = "deis",
-    steps: Annotated[int, typer.Option(min=1, help="Network calls, or steps.")] = 10,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Network calls; of annealed, product, tilted: steps, 100 or more."
+        ),
+    ] = 10,
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Images.")] = 64,
     out: Annotated[
         Path | None,

@@ -49,7 +49,8 @@ from scoredraw.errors import import_extra, require
 
 Reward = Callable[[Tensor], Tensor]
 
-GRID_POWER = 2.0  # of the times of ddim and deis, as their paper has them
+UNIFORM: dict[str, Any] = {"grid": "t", "grid_power": 1.0}  # what DDPM networks do best with
+FEW = 15  # calls with which a line extrapolates the network better than a cubic
 REFERENCE_STEPS = 200
 SPLIT = 0.5  # resample when the particles are worth less than this share of them
 
@@ -63,19 +64,24 @@ def exact(model: ImageModel, x: Tensor, steps: int = REFERENCE_STEPS) -> Tensor:
 
 
 def ddim(model: ImageModel, x: Tensor, calls: int) -> Tensor:
-    """DDIM without noise, on quadratic times. Song et al. 2021, arXiv 2010.02502."""
-    return _solved(model, x, calls, variant="ei_eps", grid_power=GRID_POWER)
+    """DDIM without noise. Song et al. 2021, arXiv 2010.02502."""
+    return _solved(model, x, calls, variant="ei_eps", **UNIFORM)
 
 
 def heun(model: ImageModel, x: Tensor, calls: int) -> Tensor:
-    """Heun's method on the grid of EDM, two calls a step. Karras et al. 2022, arXiv 2206.00364."""
+    """Heun's method in sigma/alpha, two calls a step. Karras et al. 2022, arXiv 2206.00364."""
     require(calls >= 2, "steps", f"{calls} call", "two calls or more for heun")
-    return _solved(model, x, calls // 2, variant="rhork", tableau="2heun", grid="rho")
+    return _solved(model, x, calls // 2, variant="rhork", tableau="2heun", **UNIFORM)
 
 
-def deis(model: ImageModel, x: Tensor, calls: int, *, order: int = 3) -> Tensor:
-    """tAB-DEIS: the network extrapolated by a polynomial in time (paper 35)."""
-    return _solved(model, x, calls, variant="tab", order=order, grid_power=GRID_POWER)
+def deis(model: ImageModel, x: Tensor, calls: int, *, order: int | None = None) -> Tensor:
+    """tAB-DEIS: the network extrapolated by a polynomial in time (paper 35).
+
+    order: of the polynomial, by default 1 with fewer than 15 calls and 3 with more, which was
+    chosen on the embedded model.
+    """
+    degree = (1 if calls < FEW else 3) if order is None else order
+    return _solved(model, x, calls, variant="tab", order=degree, **UNIFORM)
 
 
 def _solved(model: ImageModel, x: Tensor, steps: int, **options: Any) -> Tensor:
@@ -122,11 +128,18 @@ def betas(model: ImageModel) -> Any:
 
 
 def usf(
-    model: ImageModel, x: Tensor, calls: int, *, schedule: str = "unipc", order: int = 3
+    model: ImageModel,
+    x: Tensor,
+    calls: int,
+    *,
+    schedule: str = "unipc",
+    order: int = 2,
+    grid: str = "uniform",
 ) -> Tensor:
     """The unified step: a solver's name, or the file of a schedule that was searched (paper 26).
 
-    A file holds its own calls; `calls` must agree.
+    order, grid: of a named solver, see `solver_preset`. A file holds its own calls, as many as
+    `calls`.
     """
     path = Path(schedule)
     if path.suffix == ".json":
@@ -134,7 +147,9 @@ def usf(
         require(plan.nfe == calls, "steps", calls, f"the {plan.nfe} calls of {path.name}")
     else:
         relaxation = "bh2" if schedule == "unipc" else "none"
-        plan = solver_preset(schedule, model.schedule, calls, order=order, relaxation=relaxation)
+        plan = solver_preset(
+            schedule, model.schedule, calls, order=order, grid=grid, relaxation=relaxation
+        )
     made: Tensor = UnifiedSolver(plan, model.schedule).sample(model.eps, x)
     return made
 
@@ -170,7 +185,7 @@ def teleport(
     calls: int,
     *,
     sigma: float | None = None,
-    order: int = 3,
+    order: int = 1,
     data: str | None = None,
 ) -> Tensor:
     """The noisiest stretch by the data's mean and covariance, all calls on the rest (paper 08).
@@ -181,7 +196,7 @@ def teleport(
     gaussian = GaussianScore.fit(data_of(model, data), schedule=model.schedule)
 
     def rest(schedule: NoiseSchedule, times: Any) -> DEISSolver:
-        grid = time_grid(schedule, calls, "t", GRID_POWER, t_start=float(times[0]))
+        grid = time_grid(schedule, calls, "t", 1.0, t_start=float(times[0]))
         return DEISSolver(schedule, times=grid, variant="tab", order=order)
 
     jump = Teleport(gaussian, calls, sigma_skip=sigma, grid="respace", solver=rest)
@@ -261,7 +276,7 @@ def _weighted(
     options: dict[str, Any],
 ) -> Tensor:
     """The images as one population of particles, resampled by what weights are left."""
-    usual: dict[str, Any] = {"ess_threshold": SPLIT, "grid": "t", "grid_power": GRID_POWER}
+    usual: dict[str, Any] = {"ess_threshold": SPLIT, **UNIFORM}
     sampler = WeightedSampler(model.schedule, target, calls, **(usual | options))
     random = Generator().manual_seed(seed)
     total = float(sum(target.powers_at(model.schedule.ends.t_start)))

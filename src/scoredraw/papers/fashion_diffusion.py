@@ -154,7 +154,7 @@ def draw_samplers(
 
     model = open_image_model()
     x = model.noise(count)
-    figure = Figure(figsize=(3.2 * len(steps), 0.75 * len(methods) + 0.3), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(steps), 0.42 * len(methods) + 0.3), layout="constrained")
     axes = figure.subplots(len(methods), len(steps), squeeze=False)
     for row, name in zip(axes, methods, strict=True):
         sample = registry.resolve(registry.method("images", name).function)
