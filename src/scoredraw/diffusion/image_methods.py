@@ -31,6 +31,7 @@ from scoredraw.diffusion.feynman_kac import Target, ramp
 from scoredraw.diffusion.gaussian_score import GaussianScore
 from scoredraw.diffusion.image_models import (
     EMBEDDED,
+    FOLDER,
     ImageModel,
     fashion_classifier,
     open_image_model,
@@ -132,19 +133,24 @@ def usf(
     x: Tensor,
     calls: int,
     *,
-    schedule: str = "unipc",
+    schedule: str = "searched",
     order: int = 2,
     grid: str = "uniform",
 ) -> Tensor:
     """The unified step: a solver's name, or the file of a schedule that was searched (paper 26).
 
-    order, grid: of a named solver, see `solver_preset`. A file holds its own calls, as many as
-    `calls`.
+    schedule: "searched" takes the one that ships for the embedded model and so many calls, and
+    UniPC where there is none. order, grid: of a named solver, see `solver_preset`. A file holds its
+    own calls, as many as `calls`.
     """
-    path = Path(schedule)
-    if path.suffix == ".json":
-        plan = SolverSchedule.load(path)
-        require(plan.nfe == calls, "steps", calls, f"the {plan.nfe} calls of {path.name}")
+    shipped = FOLDER / "schedules" / f"{calls}.json"
+    if schedule == "searched":
+        found = model.name == EMBEDDED and shipped.is_file()
+        schedule = str(shipped) if found else "unipc"
+    if Path(schedule).suffix == ".json":
+        plan = SolverSchedule.load(schedule)
+        came = f"{calls} for {Path(schedule).name}"
+        require(plan.nfe == calls, "steps", came, f"its {plan.nfe} calls")
     else:
         relaxation = "bh2" if schedule == "unipc" else "none"
         plan = solver_preset(
