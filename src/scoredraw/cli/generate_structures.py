@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,6 +137,9 @@ def flow(
     method: Annotated[
         str, typer.Option("--method", "-m", help="gs-jacobi, jacobi or sequential.")
     ] = "gs-jacobi",
+    tol: Annotated[
+        float, typer.Option(min=0, help="Where sweeps stop: 0 gives the sequential images.")
+    ] = 1e-3,
     size: Annotated[int, typer.Option("--size", "-n", min=1, help="Images.")] = 64,
     out: Annotated[
         Path | None,
@@ -148,15 +152,17 @@ def flow(
     import torch
 
     from scoredraw.cli.generate_image import save
-    from scoredraw.papers.small_flow import generate
+    from scoredraw.papers.small_flow import METHODS, generate
 
     require_picture(out)
     begun = time.perf_counter()
     with waiting(f"{method}, {size} images"):
-        images, facts = generate(size, None if model == "embedded" else model, method, seed=seed)
+        source = None if model == "embedded" else model
+        plan = replace(METHODS[method], tol=tol) if method in METHODS else None
+        images, facts = generate(size, source, method, plan, seed=seed)
     if out is not None:
         save(torch.from_numpy(images), out, {"model": model, "method": method, "seed": seed})
-    say(facts, begun, out, as_json)
+    say(facts | {"method": method}, begun, out, as_json)
 
 
 def say(facts: dict[str, Any], begun: float, out: Path | None, as_json: bool) -> None:
