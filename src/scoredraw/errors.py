@@ -22,6 +22,13 @@ class StoppedError(RuntimeError):
     """
 
 
+class InterruptedWorkError(Exception):
+    """Somebody stopped long work; the message is one line that says what was kept.
+
+    The command line prints it and leaves with exit code 130, as for a Ctrl-C without a message.
+    """
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is absent; the message names the extra that brings it."""
 

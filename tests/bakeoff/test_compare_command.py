@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -73,8 +74,11 @@ def test_mistakes_are_found_before_any_work(csv, tmp_path, arguments, message) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv"]
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(csv, tmp_path, monkeypatch) -> None:
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(
+    csv, tmp_path, monkeypatch, capsys
+) -> None:
     from scoredraw.bakeoff import rows
+    from scoredraw.cli import main
 
     real = rows.run_repeat
 
@@ -84,9 +88,12 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(csv, tmp_path, monk
         return real(*arguments)
 
     monkeypatch.setattr(rows, "run_repeat", second_is_interrupted)
-    done = invoke(csv, "--target", "label", *QUICK, "--report", "page.html")
-    assert done.exit_code == 130
-    assert "the same command goes on from there" in done.stderr
+    asked = ["compare", "rows", str(csv), "--target", "label", *QUICK, "--report", "page.html"]
+    monkeypatch.setattr("sys.argv", ["scoredraw", *map(str, asked)])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
     (log,) = (tmp_path / ".scoredraw").iterdir()
     assert len(log.read_text().splitlines()) == 1

@@ -55,6 +55,12 @@ def test_a_grid_and_the_arrays(scoredraw, folder, tmp_path) -> None:
         (("-o", "grid.jpg"), "out: got grid.jpg, want a name that ends in .png or .npz"),
         (("--model", "nowhere"), "model: got 'nowhere'"),
         (("--method", "tilted", "--reward", "class:1"), "reward: got class:1 for images (3, 8, 8)"),
+        (("--method", "annealed", "--set", "alpha=2"), "that this method does not have: alpha"),
+        (("--method", "product"), "set: got no other, want --set other=VALUE"),
+        (("--method", "teleport"), "data: got none, want --set data=FILE.npz"),
+        (("--method", "teleport", "--set", f"data={__file__}"), "data: cannot read"),
+        (("--method", "best-of-n", "--reward", f"{__name__}:nothing"), "reward: got nan at 0"),
+        (("--method", "best-of-n", "--reward", f"{__name__}:same"), "reward: got shape (64, 3, 8,"),
     ],
 )
 def test_mistakes(scoredraw, folder, arguments, message) -> None:
@@ -63,6 +69,33 @@ def test_mistakes(scoredraw, folder, arguments, message) -> None:
     assert found.code == 2
     assert message in found.err
     assert found.err.count("\n") == 1
+
+
+def nothing(images):
+    """A reward that is no number."""
+    return images.flatten(1)[:, 0] * float("nan")
+
+
+def same(images):
+    """A reward of the wrong shape."""
+    return images
+
+
+def test_an_interrupt_is_said(scoredraw, folder, tmp_path, monkeypatch) -> None:
+    from scoredraw.diffusion import image_methods, schedule_search
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(image_methods, "deis", stop)
+    done = scoredraw("generate", "image", "--model", folder, "-o", tmp_path / "grid.png")
+    assert (done.code, done.err) == (130, "scoredraw: interrupted\n")
+    monkeypatch.setattr(schedule_search.ScheduleSearch, "step", stop)
+    search = ("train", "schedule", "--model", folder, "--noises", 2, "--held-out", 2)
+    done = scoredraw(*search, "--reference", 5, "-o", tmp_path / "s.json")
+    assert done.code == 130
+    assert "scoredraw: interrupted; trials are kept in" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["s.json.log.jsonl"]
 
 
 def test_compare_samplers(scoredraw, folder, tmp_path) -> None:
@@ -81,6 +114,20 @@ def test_compare_samplers(scoredraw, folder, tmp_path) -> None:
     assert "data:image/png;base64," in page.read_text()
     bad = scoredraw("compare", "samplers", "--model", folder, "--methods", "annealed")
     assert (bad.code, "samples another law" in bad.err) == (2, True)
+    bad = scoredraw("compare", "samplers", "--model", folder, "--methods", "teleport")
+    assert (bad.code, "data: got none for teleport" in bad.err) == (2, True)
+
+
+def test_moments_of_the_data_make_more_methods_run(scoredraw, folder, tmp_path) -> None:
+    few = ("--steps", 4, "-n", 8, "--noises", 4, "--reference", 5, "--json")
+    plain = scoredraw("compare", "samplers", "--model", folder, *few)
+    assert plain.code == 0, plain.err
+    images = tmp_path / "images.npz"
+    np.savez(images, images=np.random.default_rng(0).normal(0, 0.3, (30, 3, 8, 8)))
+    more = scoredraw("compare", "samplers", "--model", folder, *few, "--data", images)
+    assert more.code == 0, more.err
+    ran = [{r["method"] for r in json.loads(d.out)["leaderboard"]} for d in (plain, more)]
+    assert ran[1] - ran[0] == {"teleport", "time-shift"}
 
 
 def test_a_searched_schedule_is_used(scoredraw, folder, tmp_path) -> None:

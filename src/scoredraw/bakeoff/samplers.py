@@ -10,12 +10,14 @@ solutions of other noises in the principal components of their pixels.
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from scoredraw import registry
 from scoredraw.bakeoff.comparison import Entry, listing, verdicts
+from scoredraw.bakeoff.display import capital
 from scoredraw.bakeoff.rows import Progress
 from scoredraw.errors import InputError, require
 from scoredraw.metrics import Estimate, frechet_distance, mean_interval, paired_difference
@@ -158,8 +161,8 @@ class SamplerComparison:
         figures = [
             Figure("line", "Error against calls", "network calls", "RMSE to the exact solution",
                    lines(lambda m: [e.value for e in self.of(m)]), log_x=True, log_y=True),
-            Figure("line", "Fréchet distance against calls", "network calls", self.space,
-                   lines(self.distance), log_x=True, log_y=True),
+            Figure("line", "Fréchet distance against calls", "network calls", "Fréchet distance",
+                   lines(self.distance), log_x=True, log_y=True, caption=capital(self.space)),
         ]  # fmt: skip
         exact = Picture("exact", strip(self.images["exact"][0]))
         for j, calls in enumerate(steps):
@@ -204,6 +207,7 @@ def compare_samplers(
     *,
     size: int = 512,
     noises: int = 128,
+    data: str | Path | None = None,
     reference: int = 60,
     seed: int = 0,
     progress: Progress | None = None,
@@ -213,20 +217,25 @@ def compare_samplers(
     model: as in `image_models.open_image_model`. methods: names of `registry.methods("images")`
     that solve the ODE (all); DDIM is always among them. steps: numbers of network calls. size:
     images of a method, a multiple of 4; noises: how many of them are compared with the exact
-    solution; reference: its steps, with three calls each. Raises InputError for unknown methods,
-    those that sample another law, and sizes that make no sense.
+    solution; reference: its steps, with three calls each. data: a .npz of images, for the methods
+    that use the data's moments; without it these are only run on the embedded model. Raises
+    InputError for unknown methods, those that sample another law or lack data, and sizes that make
+    no sense.
     """
     import torch
 
     from scoredraw.diffusion import image_methods
-    from scoredraw.diffusion.image_models import open_image_model
+    from scoredraw.diffusion.image_models import EMBEDDED, open_image_model
 
-    names, calls = chosen(methods), sorted({int(n) for n in steps})
+    calls = sorted({int(n) for n in steps})
     require(bool(calls) and calls[0] >= 1, "steps", calls, "numbers of calls >= 1")
     require(size >= 8 and size % BLOCKS == 0, "size", size, f"a multiple of {BLOCKS}, 8 or more")
     require(2 <= noises <= size, "noises", noises, f"from 2 to size = {size}")
     tell = progress or (lambda *_: None)
     found = open_image_model(model)
+    names = chosen(methods, moments=data is not None or found.name == EMBEDDED)
+    if data is not None:
+        image_methods.data_of(found, str(data))
     x = found.noise(size, seed)
     errors: dict[str, list[Float]] = {name: [] for name in names}
     distances: dict[str, list[Float]] = {name: [] for name in names}
@@ -241,11 +250,11 @@ def compare_samplers(
         judge, space, floor = distance_space(found, solved)
         total = len(names) * len(calls)
         for name in names:
-            entry = registry.method("images", name)
-            sample = registry.resolve(entry.function, entry.extra)
+            sample = function_of(name)
+            options = {} if data is None or not uses_data(sample) else {"data": str(data)}
             for n in calls:
                 begun = time.perf_counter()
-                made = sample(found, x, n).numpy()
+                made = sample(found, x, n, **options).numpy()
                 seconds[name].append((time.perf_counter() - begun) / size)
                 gap = np.square(made[:noises] - solved).reshape(noises, -1).mean(axis=1)
                 errors[name].append(np.sqrt(gap).astype(np.float64))
@@ -270,17 +279,33 @@ def stacked(lists: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
     return {method: np.array(values) for method, values in lists.items()}
 
 
-def chosen(methods: str | Sequence[str] | None) -> list[str]:
-    """The solvers asked for, DDIM first."""
+def chosen(methods: str | Sequence[str] | None, *, moments: bool) -> list[str]:
+    """The solvers asked for, DDIM first; moments: whether those of the data are known."""
     solvers = [m.name for m in registry.methods("images") if m.takes == "ode"]
     given = methods.split(",") if isinstance(methods, str) else methods
-    asked = solvers if given is None else [name.strip() for name in given if name.strip()]
+    lacking = [] if moments else [name for name in solvers if uses_data(function_of(name))]
+    if given is None:
+        return [name for name in solvers if name not in lacking]
+    asked = [name.strip() for name in given if name.strip()]
     for name in asked:
         registry.method("images", name)
+        require(name not in lacking, "data", f"none for {name}", "images of the data, as .npz")
         if name not in solvers:
             wanted = f"solvers of the ODE: {', '.join(solvers)}"
             raise InputError(f"methods: got {name!r}, which samples another law, want {wanted}")
     return list(dict.fromkeys([BASELINE, *asked]))
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """What runs a method."""
+    entry = registry.method("images", name)
+    found: Callable[..., Any] = registry.resolve(entry.function, entry.extra)
+    return found
+
+
+def uses_data(sample: Callable[..., Any]) -> bool:
+    """Whether a method asks for images of the data."""
+    return "data" in inspect.signature(sample).parameters
 
 
 def distance_space(

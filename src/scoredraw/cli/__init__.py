@@ -16,10 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from scoredraw.cli import audit, compare, draw, generate, papers, plan, run, score, train
-from scoredraw.errors import InputError, MissingExtraError, StoppedError
+from scoredraw.errors import InputError, InterruptedWorkError, MissingExtraError, StoppedError
 
 # click's, wherever this version of Typer keeps it
 UsageError: Any = typer.BadParameter.__mro__[1]
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="scoredraw",
@@ -78,6 +80,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files go
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except UsageError as error:
         if message := error.format_message():  # none where the help has been shown instead
@@ -89,9 +93,9 @@ def main() -> None:
     except StoppedError as error:
         print(f"scoredraw: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("scoredraw: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, InterruptedWorkError) as error:
+        print(f"scoredraw: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)

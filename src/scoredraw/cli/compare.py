@@ -24,7 +24,7 @@ from scoredraw.cli.options import (
     whole,
 )
 from scoredraw.cli.options import Text as TextColumn
-from scoredraw.errors import InputError
+from scoredraw.errors import InputError, InterruptedWorkError
 
 if TYPE_CHECKING:
     from scoredraw.bakeoff.answers import AnswerComparison
@@ -101,11 +101,8 @@ def rows(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        print(
-            f"stopped; finished repeats are kept in {journal}, the same command goes on from there",
-            file=sys.stderr,
-        )
-        raise typer.Exit(130) from None
+        kept = f"finished repeats are kept in {journal}, the same command goes on from there"
+        raise InterruptedWorkError(f"interrupted; {kept}") from None
     deliver(result, print_leaderboard, report, as_json)
 
 
@@ -157,6 +154,10 @@ def samplers(
     steps: Annotated[str, typer.Option(help="Network calls.", metavar="N,...")] = "5,10,20",
     size: Annotated[int, typer.Option("--size", "-n", help="Images of a method.")] = 512,
     noises: Annotated[int, typer.Option(help="Of them compared with the exact solution.")] = 128,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Images for methods that use the data's moments.", metavar="FILE.npz"),
+    ] = None,
     reference: Annotated[int, typer.Option(min=1, help="Steps of the exact solution.")] = 60,
     seed: Seed = 0,
     report: ReportPage = None,
@@ -170,7 +171,7 @@ def samplers(
     with progress_bar() as progress:
         result = compare_samplers(
             model, methods, whole(steps, "steps") or (), size=size, noises=min(noises, size),
-            reference=reference, seed=seed, progress=progress,
+            data=data, reference=reference, seed=seed, progress=progress,
         )  # fmt: skip
     deliver(result, print_samplers, report, as_json)
 

@@ -16,7 +16,7 @@ import typer
 
 from scoredraw.cli import generate_image, generate_structures
 from scoredraw.cli import options as o
-from scoredraw.errors import InputError, require
+from scoredraw.errors import InputError, InterruptedWorkError, require
 
 if TYPE_CHECKING:
     from scoredraw.endpoint_runs import Progress
@@ -158,8 +158,7 @@ def collected(
         except KeyboardInterrupt:
             kept = f"; what was sampled is in {path}, the same command goes on"
             told = kept if log or out else ""
-            print(f"scoredraw: interrupted{told}", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise InterruptedWorkError(f"interrupted{told}") from None
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -103,24 +105,30 @@ def require_picture(out: Path | None) -> None:
 
 
 def sampled(sample: Any, model: ImageModel, x: Any, steps: int, given: dict[str, Any]) -> Any:
-    """The method's images; an option that it does not have is an InputError."""
-    import inspect
-
+    """The method's images; an option that it lacks or was not given is an InputError."""
     import torch
 
     own = list(inspect.signature(sample).parameters.values())[3:]
     known = [p.name for p in own if p.kind != p.VAR_KEYWORD]
-    for name in given:
-        had = f"an option that this method does not have: {name}"
-        known_here = name in known or len(known) < len(own)
-        require(known_here, "set", had, f"one of {', '.join(known) or 'none'}")
+    for p in own:
+        needed = p.default is p.empty and p.kind != p.VAR_KEYWORD
+        require(not needed or p.name in given, "set", f"no {p.name}", f"--set {p.name}=VALUE")
+    for name in given if len(known) == len(own) else ():
+        check_option(name, name in known, known)
     try:
         with torch.no_grad():
             return sample(model, x, steps, **given)
     except TypeError as error:  # of an option that is passed on
-        if "unexpected keyword" not in str(error):
-            raise
-        raise InputError(f"set: got {error}, want an option of the method") from None
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is not None:
+            check_option(unknown[1], False, known)
+        raise
+
+
+def check_option(name: str, fine: bool, known: list[str]) -> None:
+    """InputError for an option that a method does not have."""
+    had = f"an option that this method does not have: {name}"
+    require(fine, "set", had, f"one of {', '.join(known) or 'none'}")
 
 
 @contextmanager

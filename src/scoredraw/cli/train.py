@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 
 from scoredraw.cli.compare import progress_bar
 from scoredraw.cli.options import Json, Seed
-from scoredraw.errors import require
+from scoredraw.errors import InterruptedWorkError, require
 
 app = typer.Typer()
 
@@ -73,8 +72,8 @@ def schedule(
                 progress=lambda done, total, best: progress("trials", done, total),
             )  # fmt: skip
     except KeyboardInterrupt:
-        print(f"scoredraw: interrupted; trials are kept in {journal}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        kept = f"; trials are kept in {journal}, the same command goes on" * journal.is_file()
+        raise InterruptedWorkError(f"interrupted{kept}") from None
     result.best.schedule.save(out)
     assert result.held_out is not None
     facts = {

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Generator, Tensor, arange, stack
+from torch import Generator, Tensor, arange, from_numpy, stack
 
 from scoredraw import datasets, registry
 from scoredraw.diffusion.deis import DEISSolver
@@ -43,10 +43,11 @@ from scoredraw.diffusion.solver_schedules import SolverSchedule, solver_preset
 from scoredraw.diffusion.teleportation import Teleport
 from scoredraw.diffusion.time_grids import time_grid
 from scoredraw.diffusion.time_shift import TimeShiftSampler
+from scoredraw.diffusion.tree_nodes import checked_reward
 from scoredraw.diffusion.tree_sampling import tree_sample
 from scoredraw.diffusion.unified_solver import UnifiedSolver
 from scoredraw.diffusion.weighted_sampling import WeightedSampler
-from scoredraw.errors import import_extra, require
+from scoredraw.errors import InputError, import_extra, require
 
 Reward = Callable[[Tensor], Tensor]
 
@@ -70,9 +71,9 @@ def ddim(model: ImageModel, x: Tensor, calls: int) -> Tensor:
 
 
 def heun(model: ImageModel, x: Tensor, calls: int) -> Tensor:
-    """Heun's method in sigma/alpha, two calls a step. Karras et al. 2022, arXiv 2206.00364."""
+    """Heun's method on the grid of EDM, two calls a step. Karras et al. 2022, arXiv 2206.00364."""
     require(calls >= 2, "steps", f"{calls} call", "two calls or more for heun")
-    return _solved(model, x, calls // 2, variant="rhork", tableau="2heun", **UNIFORM)
+    return _solved(model, x, calls // 2, variant="rhork", tableau="2heun", grid="rho")
 
 
 def deis(model: ImageModel, x: Tensor, calls: int, *, order: int | None = None) -> Tensor:
@@ -221,11 +222,14 @@ def data_of(model: ImageModel, data: str | None) -> Any:
         found = datasets.load("fashion-mnist")
         rows = np.asarray(found.x)[found.splits["train"]].astype(np.float64)
         return rows / 127.5 - 1
-    with np.load(data) as file:
-        wanted = f"an array 'images' in a .npz, not {', '.join(file.files)}"
-        require("images" in file.files, "data", data, wanted)
-        images = np.asarray(file["images"], np.float64)
-    require(images.shape[1:] == model.shape, "data", images.shape, f"(n, {model.shape})")
+    try:
+        with np.load(data) as file:
+            images = np.asarray(file["images"], np.float64)
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        wanted = "a .npz with an array 'images'"
+        raise InputError(f"data: cannot read {data} ({error}), want {wanted}") from None
+    wanted = f"(n, {', '.join(map(str, model.shape))})"
+    require(images.shape[1:] == model.shape, "data", images.shape, wanted)
     return images.reshape(len(images), -1)
 
 
@@ -333,9 +337,8 @@ def best_of_n(
     """Of `of` independent images each the one of the highest reward, solved by `deis`."""
     judge = reward_of(reward, model)
     tries = [deis(model, model.noise(len(x), seed + i) if i else x, calls) for i in range(of)]
-    worth = stack([judge(images) for images in tries])
-    best = worth.argmax(dim=0)
-    return stack(tries)[best, arange(len(x))]
+    best = np.argmax([checked_reward(judge, images) for images in tries], axis=0)
+    return stack(tries)[from_numpy(best), arange(len(x))]
 
 
 def reward_of(reward: str | Reward, model: ImageModel) -> Reward:

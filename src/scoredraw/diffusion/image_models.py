@@ -9,6 +9,7 @@ are a space to measure Fréchet distances in, and whose log-probabilities are re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def classifier_network() -> torch.nn.Sequential:
     )  # fmt: skip
 
 
+@cache
 def fashion_classifier() -> torch.nn.Sequential:
     """The shipped classifier: images (B, 1, 28, 28) in [-1, 1] -> logits (B, 10); gradients pass.
 
