@@ -8,7 +8,7 @@ UniPC with as many calls. What a scheduler's step costs is measured without a ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def images(*, tiny: bool = False) -> Iterator[Limit]:
     noises = 2 if tiny else 64
     for calls in CALLS[:1] if tiny else CALLS:
         what = f"error on the shipped model, {calls} calls: best of {', '.join(OURS)} / of 3 peers"
-        yield Limit(what, "", lambda calls=calls: _share(calls, noises), 1.0)  # type: ignore[misc]
+        yield Limit(what, "", partial(_share, calls, noises), 1.0)
 
 
 def _share(calls: int, noises: int) -> float:
