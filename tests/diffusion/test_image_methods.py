@@ -104,7 +104,7 @@ def test_solvers_find_the_exact_images(name, data) -> None:
     spread = np.sqrt(np.square(ends[0]) / 4 + np.square(ends[1]))
     want = x * float(spread[1] / spread[0])
     sample = registry.resolve(METHODS[name].function)
-    options = {"data": str(data)} if name in ("teleport", "time-shift") else {}
+    options = {"data": str(data)} if name == "teleport" else {}
     options |= {"window": 0} if name == "time-shift" else {}
     # of other data: only that it solves the ODE from there on
     options |= {"sigma": float(model.schedule.rho(990.0))} if name == "teleport" else {}

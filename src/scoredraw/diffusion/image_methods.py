@@ -168,19 +168,20 @@ def time_shift(
     *,
     window: int = 40,
     cutoff: float = 300,
-    target: str = "matched",
+    target: str = "plain",
     base: str = "ddim",
-    data: str | None = None,
+    data_variance: float | None = None,
 ) -> Tensor:
     """Each state shown at the time that fits its variance (paper 53).
 
-    data: of the mean variance of an image, for the target "matched"; see `data_of`.
+    data_variance: the mean variance of an image, which target "matched" wants; of the embedded
+    model's images if not given.
     """
-    matched = target == "matched"
-    spread = float(data_of(model, data).var(axis=1, ddof=1).mean()) if matched else None
+    if target == "matched" and data_variance is None:
+        data_variance = float(data_of(model, None).var(axis=1, ddof=1).mean())
     sampler = TimeShiftSampler(
         model.schedule, calls, base, window=window, cutoff=cutoff, target=target,
-        data_variance=spread, grid="linspace",
+        data_variance=data_variance, grid="linspace",
     )  # fmt: skip
     made: Tensor = sampler.sample(by_time(model.eps), x)[0]
     return made
