@@ -16,13 +16,9 @@ from scoredraw.diffusion.deis_scheduler import DEISScheduler  # noqa: E402
 
 pytestmark = [
     pytest.mark.contract,
+    pytest.mark.usefixtures("quiet"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers, of its NumPy calls
 ]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    diffusers.logging.set_verbosity_error()
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -38,27 +34,12 @@ def run(scheduler: Any, count: int, x: torch.Tensor, network: Any = None) -> tor
     return x
 
 
-@pytest.fixture(scope="module")
-def unet() -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
-def generated(pipe: Any, **arguments: Any) -> np.ndarray:
-    pipe.set_progress_bar_config(disable=True)
-    start = torch.Generator().manual_seed(7)
-    return pipe(generator=start, num_inference_steps=4, output_type="np", **arguments).images
-
-
 @pytest.mark.parametrize("name", ["DDIMPipeline", "DDPMPipeline"])
-def test_it_drops_into_a_pipeline(name, unet) -> None:
+def test_it_drops_into_a_pipeline(name, unet, generated) -> None:
     pipe = getattr(diffusers, name)(unet, diffusers.DDPMScheduler(beta_schedule="scaled_linear"))
     pipe.scheduler = DEISScheduler.from_config(pipe.scheduler.config)
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
-    images = generated(pipe, batch_size=2)
+    images = generated(pipe, 4, batch_size=2)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         x = run(pipe.scheduler, 4, x, lambda x, t: unet(x, t).sample)
@@ -66,19 +47,19 @@ def test_it_drops_into_a_pipeline(name, unet) -> None:
     np.testing.assert_allclose(images, expected, atol=1e-5)
     if name == "DDIMPipeline":
         with pytest.raises(InputError, match=r"eta: got 0\.5, want 0"):
-            generated(pipe, eta=0.5)
+            generated(pipe, 4, eta=0.5)
 
 
-def test_a_pipeline_is_saved_and_loaded_with_it(unet, tmp_path) -> None:
+def test_a_pipeline_is_saved_and_loaded_with_it(unet, generated, tmp_path) -> None:
     pipe = diffusers.DDPMPipeline(unet, DEISScheduler(solver_order=3, use_karras_sigmas=True))
     pipe.save_pretrained(tmp_path)
     again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     assert type(again.scheduler) is DEISScheduler
     assert again.scheduler.config.solver_order == 3
-    np.testing.assert_array_equal(generated(again), generated(pipe))
+    np.testing.assert_array_equal(generated(again, 4), generated(pipe, 4))
 
 
-def test_it_drops_into_a_latent_pipeline_with_learned_variance() -> None:
+def test_it_drops_into_a_latent_pipeline_with_learned_variance(generated) -> None:
     """DiT: class labels, guidance, a network that answers with twice the channels."""
     torch.manual_seed(0)
     transformer = diffusers.DiTTransformer2DModel(
@@ -88,7 +69,7 @@ def test_it_drops_into_a_latent_pipeline_with_learned_variance() -> None:
     vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
     pipe = diffusers.DiTPipeline(transformer, vae.eval(), diffusers.DDIMScheduler())
     pipe.scheduler = DEISScheduler.from_config(pipe.scheduler.config)
-    images = generated(pipe, class_labels=[1, 2], guidance_scale=3.0)
+    images = generated(pipe, 4, class_labels=[1, 2], guidance_scale=3.0)
     assert images.shape[0] == 2
     assert np.isfinite(images).all()
     x, out = noise(2, 3, 4, 4), noise(2, 6, 4, 4, seed=1)
@@ -100,24 +81,14 @@ def test_it_drops_into_a_latent_pipeline_with_learned_variance() -> None:
     assert torch.equal(*both)
 
 
-def test_it_drops_into_image_to_image() -> None:
+def test_it_drops_into_image_to_image(stable_diffusion, generated) -> None:
     """Stable Diffusion calls add_noise and set_begin_index, and passes eta and a generator."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        cross_attention_dim=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
-    vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
-    pipe = diffusers.StableDiffusionImg2ImgPipeline(
-        vae.eval(), None, None, unet, diffusers.PNDMScheduler(steps_offset=1), None, None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+    base = diffusers.PNDMScheduler(steps_offset=1)
+    pipe = stable_diffusion("StableDiffusionImg2ImgPipeline", base)
     pipe.scheduler = DEISScheduler.from_config(pipe.scheduler.config)
     words = noise(1, 4, 8)
     images = generated(
-        pipe, image=torch.rand(1, 3, 8, 8), strength=0.5, prompt_embeds=words,
+        pipe, 4, image=torch.rand(1, 3, 8, 8), strength=0.5, prompt_embeds=words,
         negative_prompt_embeds=0 * words,
     )  # fmt: skip
     assert np.isfinite(images).all()
@@ -125,7 +96,7 @@ def test_it_drops_into_image_to_image() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_it_drops_into_a_flow_pipeline(dynamic) -> None:
+def test_it_drops_into_a_flow_pipeline(dynamic, generated) -> None:
     """Flux, whose scheduler's configuration becomes use_flow_sigmas and flow_prediction."""
     torch.manual_seed(0)
     transformer = diffusers.FluxTransformer2DModel(
@@ -142,7 +113,7 @@ def test_it_drops_into_a_flow_pipeline(dynamic) -> None:
     pipe.scheduler = DEISScheduler.from_config(pipe.scheduler.config)
     words = noise(1, 4, 32)
     images = generated(
-        pipe, prompt_embeds=words, pooled_prompt_embeds=words[:, 0], height=8, width=8
+        pipe, 4, prompt_embeds=words, pooled_prompt_embeds=words[:, 0], height=8, width=8
     )
     assert np.isfinite(images).all()
     assert float(pipe.scheduler.sigmas[0]) == pytest.approx(1.0)

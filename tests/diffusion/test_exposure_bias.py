@@ -71,6 +71,14 @@ def test_normalised_states_have_the_variance_of_their_time(target, v0) -> None:
     np.testing.assert_array_equal(seen(X, t), scaled)
 
 
+def test_times_between_two_levels_are_not_cut_off() -> None:
+    """Those of F-PNDM's middles, where abar is linear, as the host has it."""
+    host = PseudoNumericalSampler(TRAINED, 8, "f-pndm")
+    t = np.array([500.5, 0.25, 998.5, 3.0, 0.0, 999.0])
+    scaled = variance_normalise(X, t, ABAR, "matched", 0.25)
+    np.testing.assert_allclose(sample_variance(scaled), 1 - 0.75 * host.abar(t))
+
+
 def test_tensors_keep_their_kind() -> None:
     torch = pytest.importorskip("torch")
     x, t = torch.from_numpy(X).float().view(6, 20, 100), torch.tensor([3] * 6)
@@ -150,6 +158,10 @@ def test_states_couple_with_the_time_at_which_they_were_noised() -> None:
         (lambda: epsilon_scaling(exact, 1.0, 0.1, [1, 3]), "times: got shape .2,., want decreas"),
         (lambda: variance_normalise(X * 0, 3, ABAR), "x: got a sample without variance"),
         (lambda: variance_normalise(X, 3, ABAR, "matched", 1.0), "data_variance: got 1.0"),
+        (lambda: variance_normalise(X, -1, ABAR), "t: got -1.0, want times from 0 to 999"),
+        (lambda: variance_normalise(X, 1000, ABAR), "t: got 1000.0, want times from 0 to 999"),
+        (lambda: variance_normalise(X, np.nan, ABAR), "t: got nan, want times from 0 to 999"),
+        (lambda: coupling_losses(exact, X, X, [3.5], TRAINED), "times: got .3.5., want .K,. whole"),
         (
             lambda: coupling_losses(exact, X, X[:2], [3], TRAINED),
             "x0: got .2, 2000., want .6",

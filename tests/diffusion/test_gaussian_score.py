@@ -143,6 +143,13 @@ def test_fit_has_the_mean_and_covariance_of_the_data_divided_by_n() -> None:
         assert gaussian.score(X, 1.0).shape == X.shape
 
 
+def test_a_large_mean_does_not_drown_small_variances() -> None:
+    X = RNG.normal(size=(500, 3)) * [2.0, 0.5, 0.1]
+    near, far = GaussianScore.fit(X), GaussianScore.fit(X + 1e6)
+    np.testing.assert_allclose(far.mean, near.mean + 1e6)
+    np.testing.assert_allclose(far.eigenvalues, near.eigenvalues, rtol=1e-8)
+
+
 def test_what_a_low_rank_drops_can_be_kept_as_its_mean_variance() -> None:
     X = RNG.normal(size=(60, 8)) * np.linspace(3, 0.1, 8)
     total = X.var(axis=0).sum()
@@ -221,6 +228,7 @@ WRONG = [
     (lambda: GaussianScore.fit([[1.0]]), r"X: got \(1, 1\), want \(n, \*dims\), n >= 2"),
     (lambda: GaussianScore.fit([[1.0], [np.nan]]), "X: got NaN or infinity, want finite values"),
     (lambda: GaussianScore.fit(np.ones((3, 2)), rank=3), r"rank: got 3, want 1 to min\(n, d\) = 2"),
+    (lambda: GaussianScore.fit(np.ones((3, 2)), rank=1.0), "rank: got 1.0, want an integer >= 1"),
     (lambda: GaussianScore.fit(np.ones((3, 2)), residual="x"), "residual: got 'x', want one of"),
     (lambda: GaussianScore.from_pca(PCA(1)), "pca: got an unfitted one, want a fitted one"),
     (lambda: LOW.sample(-1), "n: got -1, want a count >= 0"),

@@ -217,6 +217,7 @@ WRONG = [
     (lambda: fit_mixture(X, 31), "n_components: got 31, want at most n = 30"),
     (lambda: fit_mixture(X, 0), "n_components: got 0, want an integer >= 1"),
     (lambda: fit_mixture(X, 2, rank=5), "rank: got 5, want None, or 1 to d = 4"),
+    (lambda: fit_mixture(X, 2, rank=2.5), "rank: got 2.5, want an integer >= 1"),
     (lambda: fit_mixture(X, 2, rank=1, residual="?"), "residual: got '[?]', want one of"),
     (lambda: fit_mixture([[1.0], [np.nan]], 1), "X: got NaN or infinity"),
 ]

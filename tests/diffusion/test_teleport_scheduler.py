@@ -22,6 +22,7 @@ from scoredraw.diffusion.teleport_scheduler import TeleportScheduler  # noqa: E4
 
 pytestmark = [
     pytest.mark.contract,
+    pytest.mark.usefixtures("quiet"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers, of its NumPy calls
     pytest.mark.filterwarnings("ignore:.*much of what is skipped counts.*"),
 ]
@@ -33,11 +34,6 @@ DATA = GaussianScore(np.linspace(-0.5, 0.5, D), SPREAD, AXES, residual=0.01)
 VP = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISScheduler")
 VE = ("EulerDiscreteScheduler", "HeunDiscreteScheduler")
 CONFIG = {"DDIMScheduler": {"clip_sample": False, "timestep_spacing": "trailing"}}
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    diffusers.logging.set_verbosity_error()
 
 
 def made(name: str, **config: Any) -> Any:
@@ -292,34 +288,19 @@ def test_it_is_saved_and_loaded_with_mean_and_eigenvectors(name, tmp_path) -> No
 PIXELS = GaussianScore.fit(np.random.default_rng(5).normal(0, 0.5, (100, 1, 8, 8)), rank=20)
 
 
-def unet() -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
-def generated(pipe: Any, **arguments: Any) -> np.ndarray:
-    pipe.set_progress_bar_config(disable=True)
-    first = torch.Generator().manual_seed(7)
-    return pipe(generator=first, num_inference_steps=6, output_type="np", **arguments).images
-
-
 @pytest.mark.parametrize(
     ("pipeline", "name"),
     [("DDIMPipeline", "DDIMScheduler"), ("DDIMPipeline", "DEISScheduler"),
      ("DDPMPipeline", "DDIMScheduler"), ("DDPMPipeline", "DPMSolverMultistepScheduler")],
 )  # fmt: skip
-def test_a_pipeline_that_never_scales_its_input(pipeline, name, tmp_path) -> None:
+def test_a_pipeline_that_never_scales_its_input(pipeline, name, tmp_path, unet, generated) -> None:
     """One call on the noise, whose answer is not used, then base from the carried state."""
-    network = unet()
-    pipe = getattr(diffusers, pipeline)(network, diffusers.DDIMScheduler())
+    pipe = getattr(diffusers, pipeline)(unet, diffusers.DDIMScheduler())
     base = made(name)
     pipe.scheduler = TeleportScheduler(base, PIXELS, sigma_skip=5.0, launch="step")
     calls = []
-    network.register_forward_hook(lambda *_: calls.append(1))
-    images = generated(pipe, batch_size=2)
+    unet.register_forward_hook(lambda *_: calls.append(1))
+    images = generated(pipe, 6, batch_size=2)
     plain = made(name)
     plain.set_timesteps(6)
     rho = levels(plain)
@@ -332,7 +313,7 @@ def test_a_pipeline_that_never_scales_its_input(pipeline, name, tmp_path) -> Non
         plain.set_begin_index(first)
     with torch.no_grad():
         for t in plain.timesteps[first:]:
-            x = plain.step(network(x, t).sample, t, x).prev_sample
+            x = plain.step(unet(x, t).sample, t, x).prev_sample
     expected = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(images, expected, atol=1e-5)
     if pipeline == "DDPMPipeline":
@@ -340,41 +321,26 @@ def test_a_pipeline_that_never_scales_its_input(pipeline, name, tmp_path) -> Non
         again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
         assert type(again.scheduler) is TeleportScheduler
         assert type(again.scheduler._base) is type(base)
-        np.testing.assert_array_equal(generated(again, batch_size=2), images)
+        np.testing.assert_array_equal(generated(again, 6, batch_size=2), images)
     pipe.scheduler = TeleportScheduler(made(name), PIXELS, sigma_skip=5.0)
     with pytest.raises(InputError, match="launch: got 'input', and a step without it, want"):
-        generated(pipe, batch_size=2)
+        generated(pipe, 6, batch_size=2)
 
 
-def stable_diffusion(kind: str) -> Any:
-    torch.manual_seed(0)
-    network = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        cross_attention_dim=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
-    vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
-    return getattr(diffusers, kind)(
-        vae.eval(), None, None, network,
-        diffusers.DDIMScheduler(steps_offset=1, clip_sample=False), None, None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-
-
+LATENT: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}
 LATENTS = GaussianScore.fit(np.random.default_rng(5).normal(0, 0.8, (50, 4, 8, 8)), rank=20)
 WORDS = noise(1, 4, 8).float()
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", *VP[1:], "EulerDiscreteScheduler"])
-def test_a_latent_pipeline_with_guidance_saves_its_calls(name) -> None:
-    pipe = stable_diffusion("StableDiffusionPipeline")
+def test_a_latent_pipeline_with_guidance_saves_its_calls(name, stable_diffusion, generated) -> None:
+    pipe = stable_diffusion("StableDiffusionPipeline", diffusers.DDIMScheduler(**LATENT))
+    pipe.scheduler = TeleportScheduler(made(name), LATENTS, sigma_skip=4.0)
     seen: list[torch.Tensor] = []
     pipe.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    pipe.scheduler = TeleportScheduler(made(name), LATENTS, sigma_skip=4.0)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     images = generated(
-        pipe, prompt_embeds=WORDS, negative_prompt_embeds=0 * WORDS, height=8, width=8,
+        pipe, 6, prompt_embeds=WORDS, negative_prompt_embeds=0 * WORDS, height=8, width=8,
         latents=x.clone(),
     )  # fmt: skip
     assert np.isfinite(images).all()
@@ -389,8 +355,10 @@ def test_a_latent_pipeline_with_guidance_saves_its_calls(name) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_image_to_image_does_not_start_from_noise_and_is_not_carried(strength) -> None:
-    pipe = stable_diffusion("StableDiffusionImg2ImgPipeline")
+def test_image_to_image_does_not_start_from_noise_and_is_not_carried(
+    strength, stable_diffusion, generated
+) -> None:
+    pipe = stable_diffusion("StableDiffusionImg2ImgPipeline", diffusers.DDIMScheduler(**LATENT))
     pipe.scheduler = TeleportScheduler(made("DPMSolverMultistepScheduler"), LATENTS, sigma_skip=4.0)
     seen: list[torch.Tensor] = []
     pipe.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -398,7 +366,7 @@ def test_image_to_image_does_not_start_from_noise_and_is_not_carried(strength) -
     add = pipe.scheduler._base.add_noise
     pipe.scheduler._base.add_noise = lambda *given: added.append(add(*given)) or added[-1]
     images = generated(
-        pipe, image=torch.rand(1, 3, 8, 8), strength=strength, prompt_embeds=WORDS,
+        pipe, 6, image=torch.rand(1, 3, 8, 8), strength=strength, prompt_embeds=WORDS,
         negative_prompt_embeds=0 * WORDS,
     )  # fmt: skip
     assert np.isfinite(images).all()

@@ -341,6 +341,10 @@ WRONG = [
         "sigmas: got .*, want .* positive noise levels",
     ),
     (
+        lambda: score_explained_variance(DATA.eps, DATA.eps, NOISE, [], schedule=edm_schedule()),
+        r"sigmas: got \[\], want .* S >= 1",
+    ),
+    (
         lambda: score_explained_variance(
             DATA.eps, DATA.eps, NOISE * np.nan, [1.0], schedule=edm_schedule()
         ),

@@ -265,6 +265,8 @@ def test_tensors_in_half_precision_and_empty_batches() -> None:
     for empty in (np.zeros((0, D)), torch.zeros(0, D)):
         x, found = sampler.sample(biased, empty)
         assert (tuple(x.shape), found.shape) == ((0, D), (12, 0))
+        state, times = sampler.step(sampler.init(empty), lambda x, t: x)
+        assert (tuple(state.x.shape), times.shape) == ((0, D), (0,))
 
 
 def test_one_step_and_as_many_steps_as_levels() -> None:
@@ -344,6 +346,8 @@ def test_a_search_that_finds_nothing_better_says_no_shift() -> None:
         ({"mode": "both"}, "mode: got 'both', want one of paper, code"),
         ({"target": "x"}, "target: got 'x', want one of plain, matched"),
         ({"target": "matched"}, "data_variance: got None, want v_0 of the data"),
+        ({"data_variance": -0.1}, "data_variance: got -0.1, want v_0 >= 0"),
+        ({"data_variance": np.nan}, "data_variance: got nan, want v_0 >= 0"),
         ({"target": "matched", "data_variance": 1.0}, "data_variance: got 1.0, want 0 <= v_0 < 1"),
     ],
 )
@@ -362,6 +366,8 @@ def test_what_makes_variances_useless_is_refused_or_warned_of() -> None:
         time_shift(X * np.nan, 500, ABAR, 2, 0)
     with pytest.raises(InputError, match="center: got 1000, want whole times from 0 to 999"):
         time_shift(X, 1000, ABAR, 2, 0)
+    with pytest.raises(InputError, match=r"center: got shape \(4,\), want one time or \(12,\)"):
+        time_shift(X, [500] * 4, ABAR, 2, 0)
     with pytest.warns(UserWarning, match="data_variance 1.2 >= 1: the variance does not tell"):
         TimeShift(ABAR, 2, 0, data_variance=1.2)
     with pytest.warns(UserWarning, match="8 entries a sample"):
@@ -378,6 +384,14 @@ def test_a_network_that_fails_is_named_by_the_step(mode) -> None:
         sampler.sample(late, X)
     with pytest.raises(InputError, match=r"eps_fn: got shape \(12, 59\) at step 0"):
         sampler.sample(lambda x, t: x[:, 1:], X)
+
+
+@pytest.mark.parametrize("mode", ["paper", "code"])
+def test_states_that_are_not_finite_are_named_by_the_step(mode) -> None:
+    sampler = TimeShiftSampler(TRAINED, mode=mode, check_finite=False, **SHIFTING)
+    late = lambda x, t: np.where(t[:, None] < 600, np.nan, x)  # noqa: E731
+    with pytest.raises(InputError, match=r"x: got NaN or infinity before step [56], want finite"):
+        sampler.sample(late, X)
 
 
 def test_searches_need_repeats_choices_and_numbers() -> None:

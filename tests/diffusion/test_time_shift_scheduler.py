@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from scoredraw.diffusion.time_shift_scheduler import TimeShiftScheduler  # noqa:
 
 pytestmark = [
     pytest.mark.contract,
+    pytest.mark.usefixtures("quiet"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # diffusers, of its NumPy calls
 ]
 
@@ -35,11 +35,6 @@ BASES = (
     "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    diffusers.logging.set_verbosity_error()
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -177,21 +172,6 @@ def test_gradients_flow_and_nothing_given_is_changed() -> None:
 # ------------------------------------------------------------------ pipelines
 
 
-@pytest.fixture(scope="module")
-def unet() -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
-def generated(pipe: Any, **arguments: Any) -> np.ndarray:
-    pipe.set_progress_bar_config(disable=True)
-    start = torch.Generator().manual_seed(7)
-    return pipe(generator=start, num_inference_steps=5, output_type="np", **arguments).images
-
-
 def watched(network: Any, seen: list[list[float]]) -> Any:
     """A hook that notes the times a network is really asked at."""
 
@@ -203,12 +183,12 @@ def watched(network: Any, seen: list[list[float]]) -> Any:
 
 
 @pytest.mark.parametrize("name", ["DDPMPipeline", "DDIMPipeline"])
-def test_it_drops_into_a_pipeline(name, unet) -> None:
+def test_it_drops_into_a_pipeline(name, unet, generated) -> None:
     pipe = getattr(diffusers, name)(unet, diffusers.DDIMScheduler(**TRAILING))
     pipe.scheduler = TimeShiftScheduler.around(pipe.scheduler, **WIDE)
     seen: list[list[float]] = []
     with watched(unet, seen):
-        images = generated(pipe, batch_size=2)
+        images = generated(pipe, 5, batch_size=2)
     asked = [one[0] for one in seen]
     assert asked == pipe.scheduler.timesteps.tolist()
     assert asked != [999, 799, 599, 399, 199]
@@ -219,16 +199,16 @@ def test_it_drops_into_a_pipeline(name, unet) -> None:
     np.testing.assert_allclose(images, want, atol=1e-5)
 
 
-def test_a_hook_gives_every_sample_its_own_time(unet) -> None:
+def test_a_hook_gives_every_sample_its_own_time(unet, generated) -> None:
     """Against the sampler; a v-prediction, since an untrained eps would blow up."""
-    unet = deepcopy(unet).double()
+    unet = unet.double()
     pipe = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
     base = diffusers.DDIMScheduler(prediction_type="v_prediction", **TRAILING)
     levels = DiscreteAlphas(base.alphas_cumprod.double().numpy())  # float32 in diffusers
     pipe.scheduler = TimeShiftScheduler.around(base, per_sample=True, window=200, cutoff=100)
     seen: list[list[float]] = []
     with pipe.scheduler.attach(unet), watched(unet, seen):
-        images = generated(pipe, batch_size=3)
+        images = generated(pipe, 5, batch_size=3)
     assert any(len(set(times)) > 1 for times in seen)
 
     def eps(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -242,10 +222,10 @@ def test_a_hook_gives_every_sample_its_own_time(unet) -> None:
     want = (want / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(images, want, atol=1e-4)
     with pytest.raises(InputError, match="step: got a network asked at nominal times, step 1"):
-        generated(pipe, batch_size=3)  # the hook is gone
+        generated(pipe, 5, batch_size=3)  # the hook is gone
 
 
-def test_a_pipeline_is_saved_and_loaded_with_it(unet, tmp_path) -> None:
+def test_a_pipeline_is_saved_and_loaded_with_it(unet, generated, tmp_path) -> None:
     inside = DEISScheduler(solver_order=2)
     pipe = diffusers.DDPMPipeline(unet, TimeShiftScheduler.around(inside, **WIDE))
     pipe.save_pretrained(tmp_path)
@@ -254,40 +234,31 @@ def test_a_pipeline_is_saved_and_loaded_with_it(unet, tmp_path) -> None:
     assert type(again.scheduler.base) is DEISScheduler
     assert again.scheduler.config.window == 60
     assert again.scheduler.base.config.solver_order == 2
-    np.testing.assert_array_equal(generated(again), generated(pipe))
+    np.testing.assert_array_equal(generated(again, 5), generated(pipe, 5))
 
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("to_image", [False, True])
 @pytest.mark.parametrize("name", ["PNDMScheduler", "UniPCMultistepScheduler"])
-def test_it_drops_into_stable_diffusion(single, to_image, name) -> None:
+def test_it_drops_into_stable_diffusion(
+    single, to_image, name, stable_diffusion, generated
+) -> None:
     """Guidance doubles the batch; image to image begins later, in a slice of the timesteps."""
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        cross_attention_dim=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
-    vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1)
-    kind = diffusers.StableDiffusionPipeline
-    if to_image:
-        kind = diffusers.StableDiffusionImg2ImgPipeline
     base = getattr(diffusers, name)(steps_offset=1, prediction_type="v_prediction")
     if name == "PNDMScheduler":
         base = type(base).from_config(base.config, skip_prk_steps=True)
-    pipe = kind(
-        vae.eval(), None, None, unet, base, None, None, requires_safety_checker=False
-    )  # fmt: skip
-    pipe.scheduler = TimeShiftScheduler.around(base, per_sample=single, window=200, cutoff=100)
+    scheduler = TimeShiftScheduler.around(base, per_sample=single, window=200, cutoff=100)
+    kind = "StableDiffusionImg2ImgPipeline" if to_image else "StableDiffusionPipeline"
+    pipe = stable_diffusion(kind, base)
+    pipe.scheduler = scheduler
     words = noise(2, 4, 8, dtype=torch.float32)
     extra: dict[str, Any] = {"height": 8, "width": 8}
     if to_image:
         extra = {"image": torch.rand(2, 3, 8, 8), "strength": 0.67}
     seen: list[list[float]] = []
-    hook = pipe.scheduler.attach(unet) if single else watched(unet, [])
-    with hook, watched(unet, seen):
-        images = generated(pipe, prompt_embeds=words, negative_prompt_embeds=0 * words, **extra)
+    hook = scheduler.attach(pipe.unet) if single else watched(pipe.unet, [])
+    with hook, watched(pipe.unet, seen):
+        images = generated(pipe, 5, prompt_embeds=words, negative_prompt_embeds=0 * words, **extra)
     assert np.isfinite(images).all()
     base.set_timesteps(5)
     nominal = base.timesteps.tolist()[-len(seen) :]

@@ -79,8 +79,9 @@ def variance_normalise(
 ) -> Any:
     """x (B, *dims) scaled so that each sample's variance is that of its time t, one or (B,).
 
-    v_t = 1 - abar_t, or with target="matched" 1 - abar_t + abar_t v_0, v_0 = data_variance. Raises
-    InputError as `TimeShift` does, and for a sample without variance.
+    v_t = 1 - abar_t, or with target="matched" 1 - abar_t + abar_t v_0, v_0 = data_variance; linear
+    between whole times, such as at F-PNDM's middles. Raises InputError as `TimeShift` does, for
+    times outside 0 .. T - 1 and for a sample without variance.
 
     >>> x = np.random.default_rng(0).normal(size=(2, 100))
     >>> y = variance_normalise(x, [0, 1], [0.9, 0.5])
@@ -94,7 +95,10 @@ def variance_normalise(
 def _normalised(x: Any, t: Any, levels: Float) -> Any:
     found = as_times(sample_variance(x))
     require(bool((found > 0).all()), "x", "a sample without variance", "variances above 0")
-    return x * per_sample(np.sqrt(levels[as_times(t).astype(np.int64)] / found), x)
+    times, last = as_times(t), len(levels) - 1
+    inside = bool(((times >= 0) & (times <= last)).all())
+    require(inside, "t", times.tolist(), f"times from 0 to {last}")
+    return x * per_sample(np.sqrt(np.interp(times, np.arange(last + 1.0), levels) / found), x)
 
 
 def variance_normalising(
@@ -185,8 +189,11 @@ def coupling_losses(
     [[0.0]]
     """
     require(x.shape == x0.shape, "x0", tuple(x0.shape), f"{tuple(x.shape)}, as x")
+    asked = as_times(times)
+    inside = asked.ndim == 1 and bool(((asked >= 0) & (asked % 1 == 0)).all())
+    require(inside and asked.size >= 1, "times", asked.tolist(), "(K,) whole times >= 0, K >= 1")
     losses = []
-    for t in as_times(times).astype(np.int64).tolist():
+    for t in asked.astype(np.int64).tolist():
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
         shown = to_x0(eps_fn(x, _times(t, x)), x, alpha, sigma)
         error = np.asarray(on_host(shown - x0), np.float64)

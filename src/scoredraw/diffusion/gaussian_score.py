@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scoredraw.arrays import is_tensor, on_host
 from scoredraw.diffusion.parameterisations import as_times
 from scoredraw.diffusion.schedules import EndPoints, NoiseSchedule, VarianceExploding
+from scoredraw.diffusion.time_grids import whole
 from scoredraw.errors import require
 from scoredraw.uniforms import generator
 
@@ -216,14 +217,16 @@ class GaussianScore(AnalyticScore):
         rows = as_rows(X, 2)
         n, d = rows.shape
         most = min(n, d)
-        kept = most if rank is None else rank
-        require(1 <= kept <= most, "rank", rank, f"1 to min(n, d) = {most}")
+        kept = most if rank is None else whole(rank, "rank", 1)
+        require(kept <= most, "rank", rank, f"1 to min(n, d) = {most}")
         solver = "covariance_eigh" if d <= min(n, 4096) else "full"
         if most > 1000 and kept < most / 4:
             solver = "randomized"
         seed = int(generator(rng).integers(2**31))
+        mean = rows.mean(axis=0)  # taken off first: its square would drown small variances
         with np.errstate(invalid="ignore"):  # data without variance: shares of it, not used here
-            pca = PCA(kept, svd_solver=solver, random_state=seed).fit(rows)
+            pca = PCA(kept, svd_solver=solver, random_state=seed).fit(rows - mean)
+        pca.mean_ += mean
         return cls.from_pca(pca, schedule, residual=residual)
 
     @classmethod

@@ -299,7 +299,8 @@ class PseudoNumericalSampler:
         asked = cast(x, dtype)
         times = sys.modules["torch"].as_tensor(t, device=x.device) if is_tensor(x) else t
         eps = eps_fn(asked, times)
-        where = f"at step {i} (t = {np.min(t):g} to {np.max(t):g})"
+        span = f"t = {t.min():g} to {t.max():g}" if len(t) else "no samples"
+        where = f"at step {i} ({span})"
         check_answer(eps, x, where, finite=self.check_finite)
         return cast(eps, x.dtype)
 

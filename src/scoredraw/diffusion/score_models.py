@@ -51,8 +51,7 @@ def isotropic_score(
 
     Its score is (m - x)/(sigma² + s²) where alpha = 1. std: s, or "data", the root mean variance of
     the entries. With s = 0 its path is m + (sigma/sigma_T)(x_T - m), the simplest teleportation.
-    Raises InputError for no rows, NaN, a
-    negative std. Wang and Vastola 2024, arXiv 2412.09726.
+    Raises InputError for no rows, NaN, a negative std. Wang and Vastola 2024, arXiv 2412.09726.
 
     >>> isotropic_score([[0.0, 1.0], [2.0, 1.0]]).score(np.array([[3.0, 1.0]]), 2.0).tolist()
     [[-0.5, 0.0]]
@@ -225,7 +224,8 @@ def fit_mixture(
     n, d = rows.shape
     count = whole(n_components, "n_components", 1)
     require(count <= n, "n_components", count, f"at most n = {n}")
-    require(rank is None or 1 <= rank <= d, "rank", rank, f"None, or 1 to d = {d}")
+    kept = d if rank is None else whole(rank, "rank", 1)
+    require(kept <= d, "rank", rank, f"None, or 1 to d = {d}")
     require(residual in RESIDUALS, "residual", repr(residual), f"one of {', '.join(RESIDUALS)}")
     seed = int(generator(rng).integers(2**31))
     method = KMeans if n <= ALL_AT_ONCE else MiniBatchKMeans
@@ -238,7 +238,7 @@ def fit_mixture(
     if rank is None:
         covariances = np.stack([np.cov(c.T, bias=True).reshape(d, d) for c in clusters])
         return GaussianMixtureScore(weights, means, covariances, schedule)
-    widths, axes, rest = (np.stack(part) for part in zip(*map(_axes(rank), clusters), strict=True))
+    widths, axes, rest = (np.stack(part) for part in zip(*map(_axes(kept), clusters), strict=True))
     tau = rest if residual == "mean" else 0.0
     return LowRankMixtureScore(weights, means, widths, axes, schedule, residual=tau)
 

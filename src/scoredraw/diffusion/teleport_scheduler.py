@@ -149,21 +149,18 @@ class TeleportScheduler(SchedulerMixin, ConfigMixin):
         base.set_timesteps(total, *args, **kw)
         skipped = self._skipped()
         if self.config.grid == "respace" and skipped:
-            wanted = "a number of steps, for grid='respace'"
-            require(isinstance(total, int), "num_inference_steps", total, wanted)
-            assert total is not None
-            assert num_inference_steps is not None
+            total = asked = whole(num_inference_steps, "num_inference_steps", 1)
             short, most = skipped, int(self.config.num_train_timesteps)
             while short > 0:
                 total += short
-                few = f"{num_inference_steps} steps below sigma_skip"
+                few = f"{asked} steps below sigma_skip"
                 wanted = f"as many as {most} levels have there"
                 require(total <= most, "num_inference_steps", few, wanted)
                 base.set_timesteps(total, *args, **kw)
                 skipped, rho = self._skipped(), self._rho()[0][:: base.order]
                 # some grids of base are faulty: DDIM's "trailing" one of 61 steps goes on to -1
                 faulty = int((np.diff(rho) >= 0).any())
-                short = max(num_inference_steps - len(rho) + skipped, faulty)
+                short = max(asked - len(rho) + skipped, faulty)
         first = skipped * base.order
         self._ready(first)
         rho, _ = self._rho()

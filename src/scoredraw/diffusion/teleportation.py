@@ -28,12 +28,12 @@ from scoredraw.arrays import is_tensor, on_host
 from scoredraw.diffusion.deis import DEISSolver
 from scoredraw.diffusion.gaussian_score import GaussianScore, as_rows
 from scoredraw.diffusion.schedules import NoiseSchedule
+from scoredraw.diffusion.states import EpsFunction
 from scoredraw.diffusion.time_grids import time_grid, whole
 from scoredraw.errors import InputError, require
 from scoredraw.uniforms import generator
 
 Float = NDArray[np.float64]
-EpsFunction = Callable[[Any, float], Any]
 SolverFactory = Callable[[NoiseSchedule, Float], Any]
 ByClass = Mapping[Any, GaussianScore]
 
@@ -342,7 +342,8 @@ def score_explained_variance(
     """
     levels = np.asarray(on_host(sigmas), np.float64)
     positive = levels.ndim == 1 and bool((levels > 0).all() and np.isfinite(levels).all())
-    require(positive, "sigmas", levels.tolist(), "(S,) positive noise levels, sigma/alpha")
+    wanted = "(S,) positive noise levels, sigma/alpha, S >= 1"
+    require(positive and levels.size >= 1, "sigmas", levels.tolist(), wanted)
     whole(noises, "noises", 1)
     whole(batch_size, "batch_size", 1)
     rows, draw = as_rows(X), generator(rng)
@@ -354,9 +355,7 @@ def score_explained_variance(
         t = float(schedule.time_of_rho(sigma))
         noise = draw.standard_normal(rows.shape)
         x = np.asarray(schedule.perturb(rows, t, noise))
-        a, b = (
-            _answers(f, x, t, shape, X, batch_size) for f in (reference_fn, eps_fn)
-        )  # fmt: skip
+        a, b = (_answers(f, x, t, shape, X, batch_size) for f in (reference_fn, eps_fn))
         alpha, scale = float(schedule.alpha(t)), float(schedule.sigma(t))
         d_a, d_b = ((x - scale * eps) / alpha - mean for eps in (a, b))
         pairs = ((a, b), (b, a), (d_a, d_b), (d_b, d_a))

@@ -111,12 +111,13 @@ class TimeShift:
         require(target in TARGETS, "target", repr(target), f"one of {', '.join(TARGETS)}")
         self.cutoff, self.target, self.data_variance = float(cutoff), target, data_variance
         v0 = 0.0 if data_variance is None else float(data_variance)
+        require(v0 >= 0, "data_variance", v0, "v_0 >= 0")
         if target == "matched":
             require(
                 data_variance is not None, "data_variance", None, "v_0 of the data, for matched"
             )
-            require(0 <= v0 < 1, "data_variance", v0, "0 <= v_0 < 1: else no level can be told")
-        elif not 0 <= v0 < 1:
+            require(v0 < 1, "data_variance", v0, "0 <= v_0 < 1: else no level can be told")
+        elif v0 >= 1:
             message = f"data_variance {v0:g} >= 1: the variance does not tell how noisy a state is"
             warnings.warn(message, stacklevel=2)
         self.variances: Float = 1 - abar + (abar * v0 if target == "matched" else 0.0)
@@ -134,6 +135,8 @@ class TimeShift:
         c = np.asarray(on_host(center))
         inside = bool(((c >= 0) & (c < self.levels) & (c % 1 == 0)).all())
         require(inside, "center", center, f"whole times from 0 to {self.levels - 1}")
+        fits = found.ndim == 1 and c.shape in ((), (1,), found.shape)
+        require(fits, "center", f"shape {c.shape}", f"one time or {found.shape}")
         c = np.broadcast_to(c.astype(np.int64), found.shape)
         v, half = self.variances, self.window // 2
         # v increases, so the best time of a window is the best of all, moved to the window's end
@@ -249,10 +252,10 @@ class TimeShiftSampler:
         require(i < self.num_steps, "state", f"one after the last of {i} steps", "an earlier one")
         end = np.full(len(state.times), self.host.times[i + 1])
         if self.mode == "code":
-            goal = self._shifted(state.x, end) if i else end
+            goal = self._shifted(state.x, end, i) if i else end
             return self.host.step(state, eps_fn, rng, target=goal), goal
         moved = self.host.step(state, eps_fn, rng)
-        times = self._shifted(moved.x, end) if i + 1 < self.num_steps else end
+        times = self._shifted(moved.x, end, i + 1) if i + 1 < self.num_steps else end
         return replace(moved, times=times), times
 
     def sample(self, eps_fn: EpsFunction, x_T: Any, rng: Any = None) -> tuple[Any, Int]:
@@ -269,11 +272,14 @@ class TimeShiftSampler:
             state, shifts[i] = self.step(state, eps_fn, source)
         return state.sample, shifts
 
-    def _shifted(self, x: Any, center: Int) -> Int:
-        """t_s around the nominal times; the data and what is below the cutoff stay."""
-        if center[0] <= self.rule.cutoff:
+    def _shifted(self, x: Any, center: Int, i: int) -> Int:
+        """t_s of step i's states around the nominal times; data and those below the cutoff stay."""
+        if (center <= self.rule.cutoff).all():
             return center
-        return np.asarray(on_host(self.rule.of_variance(sample_variance(x), center)))
+        variance = as_times(sample_variance(x))
+        finite = bool(np.isfinite(variance).all())
+        require(finite, "x", f"NaN or infinity before step {i}", "finite values")
+        return np.asarray(self.rule.of_variance(variance, center))
 
 
 # ------------------------------------------------------------------ which window, which cutoff

@@ -19,8 +19,9 @@ level that has the same x_0 and eps as the real one has at t_s,
     x~ = alpha_t x_0 + sigma_t eps,     x_0, eps from the output m at (x, alpha_s, sigma_s)
 
 with m rewritten alike. As every scheduler works on x_0 and eps, the step leads from t_s to the next
-nominal level exactly for one-step bases. Multistep bases keep their history at nominal times: where
-that matters, `TimeShiftSampler` weighs by the true ones.
+nominal level exactly for one-step bases; how much of the noise DDPM draws anew is that of its
+nominal step. Multistep bases keep their history at nominal times: where that matters,
+`TimeShiftSampler` weighs by the true ones.
 
 Li, Qu, Yao, Sun and Moens, "Alleviating exposure bias in diffusion models through sampling with
 shifted time steps", ICLR 2024, arXiv 2305.15583.
