@@ -122,7 +122,8 @@ def test_bad_input(call: Any, message: str) -> None:
         FirstHittingSampler(),
         FirstHittingSampler("cosine", L),
         FirstHittingSampler(steps=100),  # more than there are masks
-        FirstHittingSampler(steps=L, order=2, clock="count"),  # stays exact
+        FirstHittingSampler(order=2),  # of either clock
+        FirstHittingSampler(steps=L, order=2, clock="count"),
     ],
 )
 def test_one_call_a_token_is_exact(sampler: FirstHittingSampler) -> None:
@@ -294,6 +295,9 @@ def test_mistakes_with_models() -> None:
         generate_tokens(model, [[1, 2]], 3, mask_id=40)
     with pytest.raises(InputError, match="model: got one in training mode"):
         masked_language_model(model.train())
+    for token in (40, -1):
+        with pytest.raises(InputError, match=f"prompts: got {token}, want tokens of the model"):
+            generate_tokens(model.eval(), [[1, token]], 3, mask_id=39)
     assert generate_tokens(model.eval(), [], 3, mask_id=39) == []
     seen: list[tuple[int, int]] = []
     generate_tokens(

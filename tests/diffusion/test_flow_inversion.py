@@ -263,6 +263,10 @@ def test_half_precision_exponentiates_in_float32() -> None:
     s, z = torch.tensor([[[12.0]]]).half(), torch.tensor([[[1e-3]]]).half()
     want = np.exp(12.0) * float(z)  # exp(12) is more than float16 holds
     assert float(affine_inverse((s, 0 * s), z)) == pytest.approx(want, rel=1e-3)
+    x = torch.full((3, T, C), 1e-3).half()
+    block_fn = lambda x: (torch.full_like(x, -12.0), 0 * x)  # noqa: E731
+    found = block_metrics(block_fn, x, (torch.eye(C), torch.zeros(C, C)))  # of all 1e-3 exp(12)
+    assert found["crm"] == pytest.approx(np.exp(12.0) * 1e-3 * np.sqrt(T * C), rel=2e-3)
     for dtype in (torch.float16, torch.bfloat16):
         found = invert_autoregressive(wavy, normal(2, T, C).to(dtype), tol=0)
         assert found.x.dtype == dtype
@@ -373,6 +377,13 @@ def test_the_rule_finds_the_blocks_that_the_authors_cut(
     assert [plan.init for plan in plans[:2]] == ["zero", "z"]
 
 
+def test_an_overflowing_guess_is_not_chosen() -> None:
+    nan, inf = float("nan"), float("inf")
+    for z, zero, want in ((2, nan, "z"), (nan, 2, "zero"), (inf, 2, "zero"), (nan, nan, "z")):
+        (plan,) = plan_strategy([{"crm": 1.0, "igm_z": z, "igm_zero": zero}], 16)
+        assert plan.init == want
+
+
 def test_notation() -> None:
     plans = plan_from_notation("0/6-8-32-20", 8)
     assert [plan.segments for plan in plans] == [8, 1, 1, 1, 1, 1, 8, 1]
@@ -444,6 +455,10 @@ def test_a_block_that_looks_ahead_is_found() -> None:
 def test_bad_metrics(metrics: list[dict[str, float]]) -> None:
     with pytest.raises(InputError, match="metrics: got"):
         plan_strategy(metrics, 16)
+    with pytest.raises(InputError, match=r"metrics: got \[nan\], want one finite crm"):
+        plan_strategy([{"igm_z": 1.0, "igm_zero": 1.0}], 16)
+    with pytest.raises(InputError, match="segments: got 0, want a positive count"):
+        plan_strategy([{"crm": 1.0, "igm_z": 1.0, "igm_zero": 1.0}], 16, segments=0)
     with pytest.raises(InputError, match="x: got no samples"):
         block_metrics(wavy, torch.zeros(0, T, C))
     with pytest.raises(InputError, match="norm: got 3"):

@@ -79,6 +79,14 @@ def test_truncation_sums_to_one_keeps_places_and_has_its_limits() -> None:
     assert truncated_categorical_probs(p[0], delta=50.0).max() > 1 - 1e-12
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_class_so_rare_that_its_start_overflows_takes_nothing_from_the_others() -> None:
+    for rare in (1e-310, 5e-324):
+        law = truncated_categorical_probs([0.6, 0.4, rare], "bfloat16")
+        np.testing.assert_allclose(law, truncated_categorical_probs([0.6, 0.4, 0], "bfloat16"))
+        assert grid_categorical_probs([1.0, rare], 8, dominated=True).tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("steps", "from_one", "from_half", "grid"),
     [

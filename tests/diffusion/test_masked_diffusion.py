@@ -256,6 +256,32 @@ def test_a_split_batch_gives_the_same(sampler: MaskedSampler) -> None:
     assert not torch.equal(whole.tokens, other.tokens)
 
 
+@pytest.mark.parametrize("size", [0, 8])
+@each_sampler
+def test_rows_of_a_split_batch_have_their_own_number_of_steps(
+    sampler: MaskedSampler, size: int
+) -> None:
+    """Fewer masks than steps in some rows, more in others; times too. And no rows at all."""
+    x = masks(size, 12)
+    for row in range(size):
+        x[row, : 3 * (row % 4)] = 0
+    whole = sampler.sample(smooth, x, MASK, rng=3)
+    parts = [sampler.sample(smooth, x[i : i + 1], MASK, 3, first=i) for i in range(size)]
+    assert whole.tokens.shape == (size, 12)
+    for part, tokens, times in zip(parts, whole.tokens, whole.times, strict=True):
+        assert torch.equal(part.tokens[0], tokens)
+        np.testing.assert_array_equal(part.times[0], times)
+
+
+def test_a_broken_answer_names_its_step() -> None:
+    def breaks(x: Any) -> Any:
+        return smooth(x) + (torch.nan if int((x == MASK).sum()) == 3 else 0.0)
+
+    for sampler in (FirstHittingSampler(), OrderedSampler(), ConfidenceSampler(6)):
+        with pytest.raises(InputError, match=r"step [345]: logits: got NaN"):
+            sampler.sample(breaks, masks(1, 6), MASK, rng=0)
+
+
 # ── temperature and the shares ──────────────────────────────────────────────────────────────────
 
 

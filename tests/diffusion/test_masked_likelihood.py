@@ -107,6 +107,8 @@ def test_perplexity_by_hand() -> None:
         ({"tokens": torch.full((2, 3), MASK)}, "tokens: got 6 masks, want none"),
         ({"tokens": torch.zeros(2, 3)}, "tokens"),
         ({"tokens": torch.zeros(0, 3).long()}, "tokens"),
+        ({"tokens": torch.full((2, 3), 9), "logits_fn": surer}, "tokens: got .9., want from 0 to"),
+        ({"tokens": torch.full((2, 3), -1), "logits_fn": surer}, "tokens: got .-1., want from 0"),
         ({"given": [True] * 3}, "given: got a whole row"),
         ({"given": [True] * 4}, "given: got .4,."),
         (

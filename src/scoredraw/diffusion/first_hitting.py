@@ -83,7 +83,8 @@ def hitting_times(
     require(fine, "uniforms", "numbers outside [0, 1)", "uniform numbers (..., K)")
     require(0 < start <= 1, "start", start, "a time in (0, 1]")
     count = np.asarray(u.shape[-1] if masked is None else masked)
-    require(int(count.max(initial=0)) <= u.shape[-1], "masked", count.max(), f"<= {u.shape[-1]}")
+    most = int(count.max(initial=0))
+    require(most <= u.shape[-1], "masked", most, f"<= {u.shape[-1]}")
     left = count[..., None] - np.arange(u.shape[-1])
     powers = np.log(np.maximum(u, categorical.TINY)) / np.maximum(left, 1)
     levels = clock.masked(start) * np.exp(np.cumsum(powers, axis=-1))
@@ -102,8 +103,9 @@ class FirstHittingSampler(MaskedSampler):
         p = p_b + (τ - τ_b)/(τ_b - τ_a) (p_b - p_a),    clipped at 0 and normalised.
 
     clock="count" takes the number of masked tokens for τ: a network that does not see the time
-    changes with these alone, and the first token of a group is drawn from p_b itself, so that N = L
-    stays exact. temperature and top_p act on p. Keeps the logits of one more call.
+    changes with these alone, and the first token of a group is drawn from p_b itself. With either,
+    rows that have a call for each mask take p_b, which is exact. temperature and top_p act on p.
+    Keeps the logits of one more call.
 
     What `MaskedSampler` says of `sample` holds; the schedule decides the times that come back and,
     with order=2 and clock="time", the extrapolation; nothing else depends on it.
@@ -174,7 +176,9 @@ class FirstHittingSampler(MaskedSampler):
         now, before = calls
         with np.errstate(divide="ignore", invalid="ignore"):
             share = (own - now) / (now - before)
-        return np.where((shown == k) & (before > now), np.maximum(share, 0.0), 0.0)
+        few = shown.max(axis=1) + 1 < (shown != GIVEN).sum(axis=1)  # calls, fewer than masks
+        due = (shown == k) & (before > now) & few[:, None]
+        return np.where(due, np.maximum(share, 0.0), 0.0)
 
 
 # ── laws, by enumeration ────────────────────────────────────────────────────────────────────────
@@ -300,7 +304,8 @@ def generate_tokens(
     after each. method, steps, settings: as `masked_sampler`. batch_size: rows in a call; the same
     texts come with any other, up to the model's rounding. progress: called with the rows that are
     done and all rows. Rows are padded on the right, and the padding hidden from the model.
-    Raises InputError for a prompt without a mask where length is 0, and as the samplers.
+    Raises InputError for a prompt without a mask where length is 0 or with a token that the model
+    does not have, and as the samplers.
     """
     V = model.config.vocab_size  # before a call: an embedding out of range is no InputError
     require(0 <= mask_id < V, "mask_id", mask_id, f"a token of the model, below {V}")
@@ -309,6 +314,9 @@ def generate_tokens(
     fillable = all(mask_id in text for text in texts)
     require(fillable, "prompts", "one without a mask", "masks in it, or a length of at least 1")
     require(pad_id != mask_id, "pad_id", pad_id, f"a token that is not the mask {mask_id}")
+    ids = [token for text in texts for token in text]
+    bad = next((token for token in ids if not 0 <= token < V), None)
+    require(bad is None, "prompts", bad, f"tokens of the model, below {V}")
     copies, size = whole(n, "n", 1), whole(batch_size, "batch_size", 1)
     sampler, uniforms = masked_sampler(method, steps, **settings), RowUniforms(rng)
     rows = [text for text in texts for _ in range(copies)]

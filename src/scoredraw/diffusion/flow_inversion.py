@@ -349,10 +349,9 @@ def check_causal(
     check_tokens(x)
     at = torch.linspace(-1, 1, x.shape[1] * x.shape[2], dtype=x.dtype, device=x.device)
     other = 1.5 - x + at.reshape(x.shape[1:])
-    ones = torch.ones_like(x)
-    want = solve(block_fn(x), ones)
+    want = solve(block_fn(x), torch.ones_like(x))
     for t in range(x.shape[1]):
-        got = solve(block_fn(torch.cat([x[:, :t], other[:, t:]], dim=1)), ones)
+        got = solve(block_fn(torch.cat([x[:, :t], other[:, t:]], dim=1)), torch.ones_like(x))
         far = (got - want)[:, : t + 1].abs() > rtol * (1 + want[:, : t + 1].abs())
         if bool(far.any()):
             first = int(far.any(2).any(0).nonzero()[0])
@@ -393,15 +392,15 @@ def block_metrics(
         return float(torch.linalg.matrix_norm(matrix.double(), ord=norm))
 
     s, u = block_fn(x)
-    z = torch.exp(-s) * (x - u)
+    z = affine_inverse((-s, torch.zeros_like(u)), x - u)
     zero = torch.cat([z[:, :1], torch.zeros_like(z[:, 1:])], dim=1)
     found = {
         name: size((affine_inverse(block_fn(guess), z) - x).mean(dim=0))
         for name, guess in (("igm_z", z), ("igm_zero", zero))
     }
     if projection is not None:
-        W_s, W_u = projection
-        found["crm"] = size((torch.exp(-s) * x).mean(dim=0)) * size(W_s) + size(W_u)
+        scaled = affine_inverse((-s, torch.zeros_like(u)), x).mean(dim=0)
+        found["crm"] = size(scaled) * size(projection[0]) + size(projection[1])
     return found
 
 
@@ -427,16 +426,17 @@ def plan_strategy(
     >>> [(plan.segments, plan.max_iter) for plan in plans][4:]
     [(1, 10), (1, 10), (8, 32), (1, 10)]
     """
-    crm = np.array([one["crm"] for one in metrics], np.float64)
+    crm = np.array([one.get("crm", np.nan) for one in metrics], np.float64)
     sound = crm.size > 0 and bool(np.isfinite(crm).all()) and bool((crm >= 0).all())
     require(sound, "metrics", crm.tolist(), "one finite crm or more, none negative")
     _count(T, "T", 1, "a positive count")
-    share = crm / max(crm.sum(), np.finfo(float).tiny)
-    tough = (share > 2 / len(crm)) | (share > 2 * np.median(share))
+    _count(segments, "segments", 1, "a positive count")
+    tough = (crm > 2 * crm.mean()) | (crm > 2 * np.median(crm))
     G = min(segments, T)
     plans = []
     for hard, one in zip(tough, metrics, strict=True):
-        guess = "z" if one["igm_z"] <= one["igm_zero"] else "zero"
+        z, zero = (np.nan_to_num(one[f"igm_{g}"], nan=np.inf) for g in GUESSES)  # 0 ∞ is NaN
+        guess = "z" if z <= zero else "zero"
         k = min(tough_sweeps, -(-T // G)) if hard else min(sweeps, max(T - 1, 1))
         plans.append(SegmentPlan(G if hard else 1, k, tol, guess))
     return plans

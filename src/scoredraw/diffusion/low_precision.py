@@ -139,9 +139,9 @@ def truncated_categorical_probs(
     pi = np.take_along_axis(p, order, -1)
     total = np.cumsum(pi, axis=-1)
     count = np.arange(1, pi.shape[-1] + 1)
-    possible = pi > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        start = np.where(possible, least / pi, np.inf)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        start = np.where(pi > 0, least / pi, np.inf)
+        possible = np.isfinite(start)  # not 0, nor so rare that δ/π overflows
         after = np.append(start[..., 1:], np.full((*pi.shape[:-1], 1), np.inf), axis=-1)
         alone = np.exp(count * least - total * start)  # at most 1, as S_j >= j π_j
         term = np.where(possible, alone * -np.expm1(-total * (after - start)) / total, 0.0)
@@ -176,7 +176,7 @@ def grid_categorical_probs(
     p, bits = checked(probs), noise_bits(noise)
     require(p.ndim == 1, "probs", p.shape, "one row of probabilities")
     if dominated:
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             share = p * rare_share(least_noise(bits) * (1 - p) / p)
         return np.asarray(share / share.sum())
     M = 2**bits - 1

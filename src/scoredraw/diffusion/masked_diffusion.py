@@ -35,7 +35,7 @@ from scoredraw import categorical
 from scoredraw.diffusion.low_precision import noise_bits, on_grid, race
 from scoredraw.diffusion.mask_schedules import MaskSchedule, mask_schedule
 from scoredraw.diffusion.time_grids import whole
-from scoredraw.errors import require
+from scoredraw.errors import InputError, require
 from scoredraw.uniforms import Rng, RowUniforms
 
 Float = NDArray[np.float64]
@@ -139,7 +139,10 @@ class MaskedSampler(ABC):
     def step(self, state: MaskedState, logits_fn: LogitsFunction) -> MaskedState:
         """The state one step further on; InputError after the last step."""
         require(state.index < state.steps, "state", "one after the last step", "an earlier one")
-        return self.advance(state, logits_fn)
+        try:
+            return self.advance(state, logits_fn)
+        except InputError as problem:
+            raise InputError(f"step {state.index}: {problem}") from problem
 
     def advance(self, state: MaskedState, logits_fn: LogitsFunction) -> MaskedState:
         """Draw what is due; a step in which nothing is makes no call."""
@@ -285,7 +288,7 @@ class OrderedSampler(MaskedSampler):
     """One token a call in a random order or from left to right; with `steps`, in even groups.
 
     order: "random" has, one at a time, the law of the first-hitting sampler; "left-to-right" is
-    decoding as an autoregressive model would. times: even, 1 - (step + 1)/N.
+    decoding as an autoregressive model would. times: even, 1 - (step + 1)/N, N of the row.
 
     >>> made = OrderedSampler("left-to-right").sample(
     ...     lambda x: torch.zeros(*x.shape, 3), torch.tensor([[2, 0, 2]]), mask_id=2, rng=0)
@@ -310,14 +313,15 @@ class OrderedSampler(MaskedSampler):
         if self.order == "random":
             rank = random_ranks(masked, uniforms, first)
         shown, steps = even_groups(rank, masked.sum(axis=1), self.steps)
-        return shown, 1 - (shown + 1) / max(steps, 1), steps
+        own = 1 + np.where(masked, shown, 0).max(axis=1, initial=0, keepdims=True)
+        return shown, 1 - (shown + 1) / own, steps
 
 
 class ConfidenceSampler(MaskedSampler):
     """MaskGIT: draw every masked token, keep the likeliest draws, mask the others again.
 
-    After step k of N, floor(n m(1 - (k + 1)/N)) of a row's n masks are left (at least one is shown
-    a step, and none is left at the end). Kept are those of the largest
+    After step k of N, floor(n m(1 - (k + 1)/N)) of a row's n masks are left (N at most n; at least
+    one is shown a step, and none is left at the end). Kept are those of the largest
     log p(token) + choice_temperature · (1 - (k + 1)/N) · Gumbel noise, p being the model's own
     (temperature 1, nothing cut). The law is not the model's: it takes what is likely first.
     Chang et al. 2022, arXiv 2202.04200. O(N L V) draws a row.
@@ -353,23 +357,23 @@ class ConfidenceSampler(MaskedSampler):
         if not len(where[0]):
             return replace(state, index=state.index + 1)
         logits = called(logits_fn, state.tokens, state.mask_id)
-        t = 1 - (state.index + 1) / state.steps
+        left = waiting.sum(axis=1)
+        count = (state.shown != GIVEN).sum(axis=1)
+        t = np.maximum(1 - (state.index + 1) / np.clip(count, 1, self.steps), 0.0)  # a row's own
         u = state.block("tokens", state.index)[where]
         new, said = drawn(at(logits, where), state.mask_id, u, self.temperature, self.top_p)
         noise = np.maximum(state.block("choice", state.index)[where], categorical.TINY)
         sure = np.full(waiting.shape, -np.inf)
         gumbel = -np.log(-np.log(noise))
-        sure[where] = said.cpu().numpy() + self.choice_temperature * t * gumbel
-        left = waiting.sum(axis=1)
-        count = (state.shown != GIVEN).sum(axis=1)
+        sure[where] = said.cpu().numpy() + self.choice_temperature * t[where[0]] * gumbel
         goal = np.floor(count * self.schedule.masked(t) + 1e-9)  # 6 (1 - 5/6) is 1, not 0.99...
-        goal = goal if state.index + 1 < state.steps else np.zeros_like(goal)
+        goal = np.where(t > 0, goal, 0)
         show = left - np.minimum(goal, np.maximum(left - 1, 0)).astype(np.int64)
         ranks = np.argsort(np.argsort(-sure, axis=1, kind="stable"), axis=1)
         kept = waiting & (ranks < show[:, None])
         chosen = torch.from_numpy(kept[where]).to(new.device)
         shown, times = state.shown.copy(), state.times.copy()
-        shown[kept], times[kept] = state.index, t
+        shown[kept], times[kept] = state.index, t[np.nonzero(kept)[0]]
         return replace(
             state, tokens=placed(state.tokens, np.nonzero(kept), new[chosen]), shown=shown,
             times=times, index=state.index + 1, calls=state.calls + 1,

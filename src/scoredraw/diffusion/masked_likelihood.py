@@ -100,8 +100,9 @@ def masked_nelbo(
     schedule: None for the bound without time, else the estimator in time.
 
     Raises InputError for n_samples < 1, an unknown spread, tokens with a mask, a row that is given
-    wholly, and for mask_id and logits as the samplers. Stratified and antithetic terms depend on
-    one another, the rows' masks do not. Zheng et al. 2025, arXiv 2409.02908. n_samples calls.
+    wholly, tokens outside the vocabulary, and for mask_id and logits as the samplers.
+    Stratified and antithetic terms depend on one another, the rows' masks do not. n_samples calls.
+    Zheng et al. 2025, arXiv 2409.02908.
 
     >>> x = torch.tensor([[0, 1, 1, 0]])
     >>> made = masked_nelbo(lambda x: torch.zeros(*x.shape, 3), x, mask_id=2, n_samples=3, rng=0)
@@ -189,7 +190,10 @@ def _surprise(logits_fn: LogitsFunction, tokens: Tensor, masked: Bool, mask_id: 
     with torch.no_grad():
         logits = called(logits_fn, x, mask_id)
         where = np.nonzero(masked)
-        truth, some = tokens[hidden].long(), max(1, AT_ONCE // logits.shape[-1])
+        truth, V = tokens[hidden].long(), logits.shape[-1]
+        known = (truth >= 0) & (truth < V)
+        require(bool(known.all()), "tokens", truth[~known][:1].tolist(), f"from 0 to {V - 1}")
+        some = max(1, AT_ONCE // V)
         said = np.zeros(len(where[0]))
         for low in range(0, len(said), some):
             part = tuple(axis[low : low + some] for axis in where)

@@ -246,18 +246,24 @@ class TarFlowBlock(nn.Module):
     ) -> Tensor:  # fmt: skip
         """s and u side by side, (B, n, 2C), of the tokens after each of x, from `start` on."""
         places = self.ordered(self.pos_embed, dim=0)[start : start + x.shape[1]]
-        h = self.proj_in(x) + places + self._label(labels)
+        h = self.proj_in(x) + places + self._label(labels, len(x))
         for i, layer in enumerate(self.attn_blocks):
             h = layer(h, None if cache is None else cache[i], start, temperature)
         return self.proj_out(h)
 
-    def _label(self, labels: Tensor | None) -> Tensor | float:
+    def _label(self, labels: Tensor | None, B: int) -> Tensor | float:
         """What the labels add, (B, 1, channels); no label is the mean of all."""
         if self.class_embed is None:
+            require(labels is None, "labels", "labels", "none: the block has no classes")
             return 0.0
         mean = self.class_embed.mean(dim=0)
         if labels is None:
             return mean
+        came, K = f"{tuple(labels.shape)} {labels.dtype}", len(self.class_embed)
+        fine = labels.dtype == torch.int64 and tuple(labels.shape) == (B,)
+        require(fine, "labels", came, f"({B},) torch.int64")
+        top = int(labels.max()) if B else -1
+        require(top < K, "labels", top, f"below {K}, or -1 for none")
         known = (labels >= 0)[:, None, None]
         return torch.where(known, self.class_embed[labels.clamp(min=0)], mean)
 
