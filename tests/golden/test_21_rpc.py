@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scoredraw.language.answer_calibration import calibration_metrics
+from scoredraw.calibration import calibration_metrics
 from scoredraw.language.perplexity_consistency import AnswerConfidence, answer_confidence
 from scoredraw.language.weibull_mixture import fit_weibull_mixture, fit_weibull_mixtures
 

@@ -38,7 +38,7 @@ __getattr__, __dir__, __all__ = exports(
         "perplexity_consistency": "rpc_confidence answer_confidence AnswerConfidence "
         "prune_reasoning perplexity_consistency pruned_consistency",
         "weibull_mixture": "fit_weibull_mixture fit_weibull_mixtures WeibullMixture",
-        "answer_calibration": "calibration_metrics calibration_at_k CalibrationCurve reliability",
+        "answer_calibration": "calibration_at_k CalibrationCurve",
         "estimation_error": "vote_error path_error consistency_error model_error",
     },
 )

@@ -1,16 +1,9 @@
-"""Whether confidences in answers can be trusted, and how that changes with the number of samples.
+"""How far the confidence in an answer can be trusted, and how that changes with the samples.
 
-With c the confidence in what is submitted and a the credit it earns (1 if right, 0 if wrong, a
-share where ties are), over problems:
-
-    ECE    Σ_b (m_b / m) |mean a - mean c| over 10 bins, (lower, upper]; c = 0 lies in none
-    Brier  mean (a - c)²
-    NLL    -mean [a log c + (1 - a) log(1 - c)], a and c both clipped to [1e-6, 1 - 1e-6]
-
-as the evaluators released with "A theoretical study on bridging internal probability and
-self-consistency for LLM reasoning" (Zhou et al., NeurIPS 2025, arXiv 2510.15444) have them.
-A confidence that is a share should be computed as one division: a sum of n terms 1/n may cross the
-edge of a bin.
+The metrics are those of `scoredraw.calibration`, as the evaluators released with "A theoretical
+study on bridging internal probability and self-consistency for LLM reasoning" (Zhou et al.,
+NeurIPS 2025, arXiv 2510.15444) have them. A confidence that is a share should be computed as one
+division: a sum of n terms 1/n may cross the edge of a bin.
 """
 
 from __future__ import annotations
@@ -22,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scoredraw.answers import TABLE_CELLS, AnswerPool, check_subset_sizes
+from scoredraw.calibration import brier_score, expected_calibration_error, log_loss
 from scoredraw.errors import require
 from scoredraw.language.perplexity_consistency import FEWEST, choose_in_rows, log_scores
 from scoredraw.uniforms import generator
@@ -31,116 +25,6 @@ Float = NDArray[np.float64]
 # (pool, subsets (S, k)) -> the chance of submitting each sample (S, k), and the confidence (S,)
 Confident = Callable[[AnswerPool, Int], tuple[Float, Float]]
 Decide = Callable[[slice, Int], tuple[Float, Float]]  # the same of some pools, subsets (P, S, k)
-
-CLIP = 1e-6
-
-
-# ── metrics ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def calibration_metrics(
-    confidence: ArrayLike, credit: ArrayLike, n_bins: int = 10
-) -> dict[str, float]:
-    """ECE, Brier score and NLL of confidences (m,) and credits (m,), both in [0, 1].
-
-    Raises InputError for shapes that differ, no problems, and values outside [0, 1]. O(m).
-
-    >>> found = calibration_metrics([0.9, 0.8, 0.3], [1.0, 1.0, 0.5])
-    >>> {name: round(value, 4) for name, value in found.items()}
-    {'ece': 0.1667, 'brier': 0.03, 'nll': 0.3696}
-    """
-    c, a = _checked(confidence, credit)
-    require(c.ndim == 1, "confidence", f"{c.ndim} dimensions", "one")
-    ece = float(expected_calibration_error(c, a, n_bins))
-    return {"ece": ece, "brier": float(brier_score(c, a)), "nll": float(log_loss(c, a))}
-
-
-def expected_calibration_error(confidence: ArrayLike, credit: ArrayLike, n_bins: int = 10) -> Float:
-    """Σ_b (m_b / m) |mean credit - mean confidence| over the last axis, (..., m) -> (...).
-
-    Equal bins (lower, upper]; a confidence of 0 falls in none, and is not counted.
-
-    >>> expected_calibration_error([[0.3, 0.3], [1.0, 0.0]], [[1, 0], [1, 1]]).round(6).tolist()
-    [0.2, 0.0]
-    """
-    c, a = _checked(confidence, credit)
-    gaps = _binned(c, a - c, n_bins)
-    return np.asarray(np.abs(gaps).sum(axis=-1) / c.shape[-1])
-
-
-def brier_score(confidence: ArrayLike, credit: ArrayLike) -> Float:
-    """mean (credit - confidence)² over the last axis.
-
-    >>> float(brier_score([0.5, 1.0], [1.0, 1.0]))
-    0.125
-    """
-    c, a = _checked(confidence, credit)
-    return np.asarray(((a - c) ** 2).mean(axis=-1))
-
-
-def log_loss(confidence: ArrayLike, credit: ArrayLike) -> Float:
-    """-mean [a log c + (1 - a) log(1 - c)] over the last axis, a and c clipped by 1e-6.
-
-    >>> float(log_loss([0.5], [1.0]).round(4)), float(log_loss([0.0], [1.0]).round(3))
-    (0.6931, 13.815)
-    """
-    c, a = (np.clip(x, CLIP, 1 - CLIP) for x in _checked(confidence, credit))
-    return np.asarray(-(a * np.log(c) + (1 - a) * np.log1p(-c)).mean(axis=-1))
-
-
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """What a reliability diagram shows, for the bins that hold something.
-
-    upper: upper edges; count: problems; confidence, credit: their means.
-    """
-
-    upper: Float
-    count: Float
-    confidence: Float
-    credit: Float
-
-
-def reliability(confidence: ArrayLike, credit: ArrayLike, n_bins: int = 10) -> Reliability:
-    """Mean confidence and mean credit in each bin, over all of (..., m).
-
-    >>> found = reliability([0.85, 0.95, 0.2], [1, 0, 0])
-    >>> found.upper.round(1).tolist(), found.count.tolist()
-    ([0.2, 0.9, 1.0], [1.0, 1.0, 1.0])
-    """
-    c, a = (x.reshape(-1) for x in _checked(confidence, credit))
-    count = _binned(c, np.ones(len(c)), n_bins)
-    held = count > 0
-    means = [_binned(c, x, n_bins)[held] / count[held] for x in (c, a)]
-    return Reliability(_edges(n_bins)[1:][held], count[held], *means)
-
-
-def _edges(n_bins: int) -> Float:
-    require(n_bins >= 1, "n_bins", n_bins, "1 or more")
-    return np.linspace(0, 1, n_bins + 1)
-
-
-def _binned(c: Float, values: Float, n_bins: int) -> Float:
-    """Sums of values (..., m) by the bin of c, (..., n_bins)."""
-    # edges[place - 1] < c <= edges[place]
-    place = np.searchsorted(_edges(n_bins), c, side="left").reshape(-1, c.shape[-1])
-    cells = place + (n_bins + 1) * np.arange(len(place))[:, None]
-    sums = np.bincount(cells.reshape(-1), values.reshape(-1), minlength=len(place) * (n_bins + 1))
-    return np.asarray(sums.reshape(*c.shape[:-1], n_bins + 1)[..., 1:], np.float64)
-
-
-def _checked(confidence: ArrayLike, credit: ArrayLike) -> tuple[Float, Float]:
-    c, a = np.asarray(confidence, np.float64), np.asarray(credit, np.float64)
-    require(c.ndim >= 1 and c.size > 0, "confidence", f"shape {c.shape}", "one or more values")
-    require(a.shape == c.shape, "credit", f"shape {a.shape}", f"{c.shape}, one a confidence")
-    for name, x in (("confidence", c), ("credit", a)):
-        wrong = np.argwhere(~((x >= 0) & (x <= 1)))
-        came = f"{x[tuple(wrong[0])]} at {wrong[0].tolist()}" if len(wrong) else ""
-        require(not len(wrong), name, came, "a number in [0, 1]")
-    return c, a
-
-
-# ── against the number of samples ───────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from scoredraw.answers import AnswerPool
+from scoredraw.calibration import expected_calibration_error, reliability
 from scoredraw.language.answer_calibration import (
     CalibrationCurve,
     Confident,
     calibration_at_k,
-    expected_calibration_error,
-    reliability,
 )
 from scoredraw.language.estimation_error import (
     consistency_error,

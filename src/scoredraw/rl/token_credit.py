@@ -1,0 +1,104 @@
+"""From steps to tokens: put what a step earned on its tokens, and sum what is still to come.
+
+A step is a run of tokens that ends at token `ends`; the next one begins after it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoredraw.errors import require
+
+
+def at_step_ends(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) -> Tensor:
+    """(N, T): each step's value on its last token, 0 elsewhere.
+
+    values, step_mask, ends: (N, S); ends int64, 0-based, rising along a row where step_mask is
+    true; length: T. O(N (S + T)); `check_steps` says what is refused.
+
+    >>> at_step_ends(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, True]]),
+    ...              torch.tensor([[1, 3]]), 5)
+    tensor([[0., 1., 0., 2., 0.]])
+    """
+    check_steps(values, step_mask, ends, length)
+    spare = values.new_zeros(len(values), length + 1)  # the last column takes what is masked
+    place = torch.where(step_mask, ends, length)
+    return spare.scatter_add(1, place, values * step_mask)[:, :length]
+
+
+def over_steps(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) -> Tensor:
+    """(N, T): each step's value on all its tokens, 0 after the last step.
+
+    >>> over_steps(torch.tensor([[1.0, 2.0]]), torch.tensor([[True, True]]),
+    ...            torch.tensor([[1, 3]]), 5)
+    tensor([[1., 1., 2., 2., 0.]])
+    """
+    step = step_of_token(step_mask, ends, length)
+    check_steps(values, step_mask, ends, length)
+    padded = torch.nn.functional.pad(values * step_mask, (0, 1))
+    return padded.gather(1, step)
+
+
+def step_of_token(step_mask: Tensor, ends: Tensor, length: int) -> Tensor:
+    """(N, T) int64: the place in the row of the step that holds each token; S after the last.
+
+    >>> step_of_token(torch.tensor([[True, False, True]]), torch.tensor([[1, 0, 3]]), 5)
+    tensor([[0, 0, 2, 2, 3]])
+    """
+    check_steps(ends.double(), step_mask, ends, length)
+    S = step_mask.shape[1]
+    last = torch.full((len(ends), length + 1), -1, device=ends.device)
+    at = torch.arange(S, device=ends.device).expand_as(ends)
+    last = last.scatter(1, torch.where(step_mask, ends, length), at)[:, :length]
+    last = torch.where(last < 0, S, last)
+    return last.flip(1).cummin(dim=1).values.flip(1)
+
+
+def check_steps(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) -> None:
+    """InputError for shapes that differ, a mask that is not bool, ends that fall or lie outside."""
+    shape = tuple(step_mask.shape)
+    require(step_mask.dtype == torch.bool, "step_mask", step_mask.dtype, "torch.bool")
+    fits = len(shape) == 2 and tuple(values.shape) == shape and tuple(ends.shape) == shape
+    came = f"{tuple(values.shape)}, {shape}, {tuple(ends.shape)}"
+    require(fits, "step values, step_mask, step_end", came, "all (N, S)")
+    require(ends.dtype == torch.int64, "step_end", ends.dtype, "torch.int64")
+    real = ends[step_mask]
+    inside = not real.numel() or (int(real.min()) >= 0 and int(real.max()) < length)
+    outside = real[(real < 0) | (real >= length)][:1].tolist()
+    require(inside, "step_end", outside, f"tokens of the response, 0 to {length - 1}")
+    known = torch.where(step_mask, ends, -1).cummax(dim=1).values
+    before = torch.nn.functional.pad(known[:, :-1], (1, 0), value=-1)
+    rises = bool(((ends > before) | ~step_mask).all())
+    require(rises, "step_end", "ends that do not rise", "each step ending after the one before")
+
+
+def returns_to_go(x: Tensor, mask: Tensor | None = None, gamma: float = 1.0) -> Tensor:
+    """G_t = Σ_{s >= t} gamma^{s-t} x_s over the last axis; 0 where mask is.
+
+    >>> returns_to_go(torch.tensor([[1.0, 0.0, 2.0]]), gamma=0.5)
+    tensor([[1.5000, 1.0000, 2.0000]])
+    """
+    require(0 <= gamma <= 1, "gamma", gamma, "a number in [0, 1]")
+    kept = x if mask is None else x * mask
+    if gamma == 1:
+        found = kept.flip(-1).cumsum(-1).flip(-1)
+    else:
+        found, running = torch.empty_like(kept), torch.zeros_like(kept[..., 0])
+        for t in reversed(range(x.shape[-1])):  # over time only; rows together
+            running = kept[..., t] + gamma * running
+            found[..., t] = running
+    return found if mask is None else found * mask
+
+
+def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) over the tokens that count, variance unbiased; else 0.
+
+    >>> whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]])).round(decimals=3)
+    tensor([[-0.7070,  0.7070,  0.0000]])
+    """
+    m = mask.to(x.dtype)
+    n = m.sum()
+    require(bool(n > 1), "mask", f"{int(n)} tokens", "two tokens or more to whiten")
+    away = (x - (x * m).sum() / n) * m
+    return away / ((away**2).sum() / (n - 1) + eps).sqrt()

@@ -1,0 +1,152 @@
+"""TRL's GRPO trainer with another way to credit answers.
+
+    trainer = AdvantageGRPOTrainer(model=..., reward_funcs=..., advantage_fn=...)
+
+TRL samples, rewards and takes the step; `advantage_fn` is called between with all that was sampled
+and returns an advantage an answer, (B,), or a token, (B, T). Nothing else of TRL changes, so that
+its own options (loss_type, epsilon, epsilon_high, beta, rollout_func, tools, ...) hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+from trl import GRPOTrainer
+
+from scoredraw.errors import require
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """What one generation batch holds, over all processes; B answers of at most T tokens.
+
+    reward: (B,) the weighted sum of the reward functions, NaN where none gave a number;
+    rewards: (B, F) of each; group_ids: (B,) int64, the same for the answers to one prompt;
+    completion_ids: (B, T) int64, padded on the right; mask: (B, T) bool, the tokens that the policy
+    wrote (not padding, nor what a tool said); prompts, completions: (B,) as TRL hands them to
+    rewards; columns: the data set's, a list of B values each; step: of the optimizer;
+    num_generations: answers a prompt.
+    """
+
+    reward: Tensor
+    rewards: Tensor
+    group_ids: Tensor
+    completion_ids: Tensor
+    mask: Tensor
+    prompts: list[Any]
+    completions: list[Any]
+    columns: Mapping[str, list[Any]]
+    step: int
+    num_generations: int
+
+
+# An advantage an answer (B,) or a token (B, T); beside it, which answers to train on, (B,) bool.
+AdvantageFunction = Callable[[Rollouts], Tensor | tuple[Tensor, Tensor]]
+
+
+class AdvantageGRPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` whose advantages come from advantage_fn; without one it is TRL's own.
+
+    advantage_fn: called once a generation batch with `Rollouts`; returns (B,) or (B, T), or a pair
+    with a mask (B,) of the answers to train on (the others' tokens count nowhere). An answer
+    without a reward gets 0 whatever comes. Raises InputError for another shape and for NaN.
+    Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage.
+    """
+
+    _tag_names = ("trl", "grpo", "scoredraw")
+
+    def __init__(
+        self, *args: Any, advantage_fn: AdvantageFunction | None = None, **options: Any
+    ) -> None:
+        self.advantage_fn = advantage_fn
+        self._rewards: Tensor | None = None
+        self._rewarded: dict[str, list[Any]] = {}
+        super().__init__(*args, **options)
+
+    def _calculate_rewards(
+        self, inputs: list[Any], prompts: list[Any], completions: list[Any], ids: list[Any]
+    ) -> Tensor:
+        found = cast(Tensor, super()._calculate_rewards(inputs, prompts, completions, ids))
+        columns = {key: [row.get(key) for row in inputs] for key in inputs[0]}
+        self._rewards = found
+        self._rewarded = {**columns, "prompt": prompts, "completion": completions}
+        return found
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        output = cast(dict[str, Any], super()._generate_and_score_completions(inputs))
+        if self.advantage_fn is None:
+            return output
+        rollouts = self._rollouts(output)
+        advantages, keep = self._advantages(rollouts)
+        dead = _all_zero(advantages, rollouts.group_ids)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["frac_dead_groups"].append(dead)
+        each = advantages if advantages.ndim == 1 else _token_mean(advantages, rollouts.mask)
+        self._logs["advantages"].extend(each.tolist())  # TRL's own fall out of the bounded log
+        B = len(output["completion_ids"])
+        mine = slice(self.accelerator.process_index * B, (self.accelerator.process_index + 1) * B)
+        if advantages.ndim == 2:
+            advantages = advantages[:, : output["completion_ids"].shape[1]]
+        output["advantages"] = advantages[mine].contiguous()
+        if keep is not None:
+            output["completion_mask"] = output["completion_mask"] * keep[mine, None].to(
+                output["completion_mask"].dtype
+            )
+            tokens = output["completion_mask"] * output.get("tool_mask", 1)
+            output["num_items_in_batch"] = gather(tokens.sum()).sum()
+        return output
+
+    def _rollouts(self, output: dict[str, Any]) -> Rollouts:
+        rewards = cast(Tensor, self._rewards)
+        weights = self.reward_weights.to(rewards.device)
+        reward = (rewards * weights).nansum(dim=1)
+        reward[rewards.isnan().all(dim=1)] = torch.nan
+        train = self.model.training
+        G = self.num_generations if train else self.num_generations_eval
+        tokens = output["completion_mask"] * output.get("tool_mask", 1)
+
+        def everywhere(x: Tensor, fill: int) -> Tensor:
+            return cast(
+                Tensor, gather(self.accelerator.pad_across_processes(x, dim=1, pad_index=fill))
+            )
+
+        rows = {key: gather_object(values) for key, values in self._rewarded.items()}
+        return Rollouts(
+            reward=reward, rewards=rewards,
+            group_ids=torch.arange(len(reward), device=reward.device) // G,
+            completion_ids=everywhere(output["completion_ids"], self.pad_token_id),
+            mask=everywhere(tokens, 0).bool(),
+            prompts=rows.pop("prompt"), completions=rows.pop("completion"), columns=rows,
+            step=self.state.global_step, num_generations=G,
+        )  # fmt: skip
+
+    def _advantages(self, rollouts: Rollouts) -> tuple[Tensor, Tensor | None]:
+        assert self.advantage_fn is not None
+        found = self.advantage_fn(rollouts)
+        advantages, keep = found if isinstance(found, tuple) else (found, None)
+        B, T = rollouts.mask.shape
+        fits = tuple(advantages.shape) in {(B,), (B, T)}
+        require(fits, "advantage_fn", f"shape {tuple(advantages.shape)}", f"({B},) or ({B}, {T})")
+        require(not bool(advantages.isnan().any()), "advantage_fn", "NaN", "numbers")
+        scored = ~rollouts.reward.isnan()
+        scored = scored if advantages.ndim == 1 else scored[:, None]
+        advantages = torch.where(scored, advantages, 0.0).to(rollouts.reward.dtype)
+        if keep is not None:
+            require(keep.shape == (B,), "advantage_fn", tuple(keep.shape), f"a mask ({B},)")
+        return advantages, keep
+
+
+def _token_mean(advantages: Tensor, mask: Tensor) -> Tensor:
+    return (advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def _all_zero(advantages: Tensor, group_ids: Tensor) -> float:
+    """The share of groups in which every advantage is 0."""
+    alive = (advantages != 0).reshape(len(advantages), -1).any(dim=1)
+    groups = int(group_ids.max()) + 1
+    return 1 - len(group_ids[alive].unique()) / groups
