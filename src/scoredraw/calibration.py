@@ -164,8 +164,8 @@ def auroc(confidence: ArrayLike, correct: ArrayLike) -> float:
 def quadratic_score(q: ArrayLike, correct: ArrayLike) -> Float:
     """-(q - a)², the Brier score as a reward; in [-1, 0].
 
-    >>> quadratic_score([0.5, 1.0], [1, 1]).tolist()
-    [-0.25, 0.0]
+    >>> quadratic_score([0.5, 0.0], [1, 1]).tolist()
+    [-0.25, -1.0]
     """
     q, a = _both(q, correct)
     return np.asarray(-((q - a) ** 2))

@@ -33,13 +33,15 @@ class RewardGroups:
     """Rewards, or what has become of them, in a table with a row a group.
 
     table: (P, width), NaN where there is nothing. place: (B,) int64, where each answer lies in the
-    flattened table of the answers alone; size: (P,) how many answers of a group have a reward.
-    virtual: the last columns that nobody sampled. Memory O(P · the largest group).
+    flattened table of the answers alone; size: (P,) how many answers of a group have a reward;
+    rewards: the table as it was before anything was subtracted or divided; virtual: how many of
+    the last columns nobody sampled. Memory O(P · the largest group).
     """
 
     table: Tensor
     place: Tensor
     size: Tensor
+    rewards: Tensor
     virtual: int = 0
 
     @property
@@ -113,7 +115,7 @@ def group_rewards(
         table = values.new_full((len(size) * width,), math.nan)
         table[place] = values
         table = table.reshape(len(size), width)
-    return RewardGroups(table, place, (~table.isnan()).sum(dim=1))
+    return RewardGroups(table, place, (~table.isnan()).sum(dim=1), table)
 
 
 def virtual_sample(max_reward: Any = 1.0, n: int = 1) -> Transformation:
@@ -136,7 +138,7 @@ def virtual_sample(max_reward: Any = 1.0, n: int = 1) -> Transformation:
         require(not bool(above.any()), "rewards", f"{worst} above max_reward", "at most max_reward")
         ghost = torch.where(groups.size > 1, top, math.nan)[:, None].expand(P, n)
         table = torch.cat([groups.table, ghost], dim=1)
-        return replace(groups, table=table, virtual=groups.virtual + n)
+        return replace(groups, table=table, rewards=table, virtual=groups.virtual + n)
 
     return add
 
@@ -161,17 +163,23 @@ def centre(over: str = "group") -> Transformation:
     return subtract
 
 
-def scale(over: str = "group", ddof: int = 1, eps: float = EPS) -> Transformation:
+def scale(
+    over: str = "group", ddof: int = 1, eps: float = EPS, of: str = "rewards"
+) -> Transformation:
     """Divide by the standard deviation of the group or of the batch, plus eps.
 
-    Where the deviation does not exist (too few rewards) the result is 0.
+    of: the deviation of the "rewards" as they came, or of the "values" that the chain has now; in
+    a group that was centred both are the same, over a batch they are not. Where the deviation does
+    not exist (too few rewards) the result is 0.
     """
     require(over in {"group", "batch"}, "over", repr(over), "'group' or 'batch'")
+    require(of in {"rewards", "values"}, "of", repr(of), "'rewards' or 'values'")
     require(ddof in {0, 1}, "ddof", ddof, "0 or 1")
 
     def divide(groups: RewardGroups) -> RewardGroups:
         x = groups.table
-        spread = deviation(x, ddof, dim=1 if over == "group" else None)
+        source = groups.rewards if of == "rewards" else x
+        spread = deviation(source, ddof, dim=1 if over == "group" else None)
         return replace(
             groups, table=torch.where(x.isnan(), x, (x / (spread + eps)).nan_to_num(0.0))
         )

@@ -116,10 +116,11 @@ class AdvantageGRPOTrainer(GRPOTrainer):
             )
 
         rows = {key: gather_object(values) for key, values in self._rewarded.items()}
+        pad = self.generation_config.pad_token_id
         return Rollouts(
             reward=reward, rewards=rewards,
             group_ids=torch.arange(len(reward), device=reward.device) // G,
-            completion_ids=everywhere(output["completion_ids"], self.pad_token_id),
+            completion_ids=everywhere(output["completion_ids"], pad),
             mask=everywhere(tokens, 0).bool(),
             prompts=rows.pop("prompt"), completions=rows.pop("completion"), columns=rows,
             step=self.state.global_step, num_generations=G,

@@ -1,0 +1,65 @@
+"""A small real policy for TRL: a two-layer model, a character tokenizer, a folder for its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LETTERS = "0123456789+-=<>/ abcdefghijklmnopqrstuvwxyz\n"
+
+
+@pytest.fixture(scope="session")
+def letters() -> Any:
+    """A tokenizer with a token a character, padded on the left as TRL wants it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *LETTERS])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        padding_side="left",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def new_policy(letters: Any) -> Callable[[], Any]:
+    """Makes the same two-layer Qwen2 of random weights each time it is called."""
+
+    def make() -> Any:
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        torch.manual_seed(0)
+        return Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(letters), hidden_size=32, intermediate_size=64,
+                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                max_position_embeddings=128, pad_token_id=letters.pad_token_id,
+                eos_token_id=letters.eos_token_id, bos_token_id=None,
+            )
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def grpo_config(tmp_path: Path) -> Callable[..., Any]:
+    """A GRPOConfig for two steps on the CPU; options of the test win."""
+
+    def config(**options: Any) -> Any:
+        from trl import GRPOConfig
+
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "num_generations": 4,
+            "max_completion_length": 5, "max_steps": 2, "bf16": False, "use_cpu": True,
+            "report_to": [], "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
+            "learning_rate": 1e-3, "seed": 3, "activation_checkpointing": False,
+        }  # fmt: skip
+        return GRPOConfig(**{**settings, **options})
+
+    return config

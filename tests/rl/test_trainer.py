@@ -1,0 +1,155 @@
+"""The trainer on real TRL runs: TRL's own numbers where the method is TRL's, and its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import GRPOTrainer
+
+from scoredraw.errors import InputError
+from scoredraw.rl.reward_functions import GuardedReward
+from scoredraw.rl.reward_groups import centre, chain, group_rewards, scale
+from scoredraw.rl.trainer import AdvantageGRPOTrainer, Rollouts
+
+pytestmark = pytest.mark.contract
+
+PROMPTS = Dataset.from_list([{"prompt": f"{a}+{a}=", "answer": str(2 * a)} for a in range(8)])
+
+
+def vowels(completions: list[str], **_: Any) -> list[float | None]:
+    """How many vowels; nothing for a text with a z, so that some rows have no reward."""
+    return [None if "z" in c else float(sum(c.count(v) for v in "aeiou")) for c in completions]
+
+
+def grpo(rollouts: Rollouts) -> Tensor:
+    """What TRL computes: mean, unbiased deviation + 1e-4."""
+    groups = group_rewards(rollouts.reward, num_generations=rollouts.num_generations)
+    return chain(centre(), scale(eps=1e-4))(groups)
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(letters: Any, new_policy: Callable[[], Any], grpo_config: Callable[..., Any]) -> Run:
+    def train(kind: Any = AdvantageGRPOTrainer, reward: Any = vowels, **options: Any) -> Any:
+        settings = options.pop("config", {})
+        trainer = kind(
+            model=new_policy(), reward_funcs=reward, args=grpo_config(**settings),
+            train_dataset=PROMPTS, processing_class=letters, **options,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    return train
+
+
+def weights(trainer: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
+def test_grpo_is_trl_bit_for_bit(run: Run, loss_type: str) -> None:
+    """Advantages a row, and the same a token: both end at TRL's own weights."""
+    config = {"loss_type": loss_type, "num_iterations": 2, "max_steps": 3}
+    theirs = weights(run(GRPOTrainer, config=config))
+    ours = weights(run(advantage_fn=grpo, config=config))
+    each = weights(run(advantage_fn=lambda r: grpo(r)[:, None].expand(r.mask.shape), config=config))
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+        assert torch.equal(each[name], value), name
+
+
+def test_without_an_advantage_it_is_trl(run: Run) -> None:
+    theirs, ours = weights(run(GRPOTrainer)), weights(run())
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_what_the_function_sees(run: Run) -> None:
+    seen: list[Rollouts] = []
+
+    def look(rollouts: Rollouts) -> Tensor:
+        seen.append(rollouts)
+        return torch.zeros(len(rollouts.reward))
+
+    trainer = run(advantage_fn=look)
+    for step, r in enumerate(seen):
+        assert r.group_ids.tolist() == [0] * 4 + [1] * 4
+        assert r.completion_ids.shape == r.mask.shape
+        assert r.mask.any(dim=1).all()
+        assert (r.step, r.num_generations) == (step, 4)
+        assert len(set(r.prompts[:4])) == 1
+        assert [p.removesuffix("=") for p in r.prompts] == [
+            f"{int(a) // 2}+{int(a) // 2}" for a in r.columns["answer"]
+        ]
+        want = vowels(r.completions)
+        assert [None if x != x else x for x in r.reward.tolist()] == want
+        assert r.rewards.shape == (8, 1)
+    logs = [row for row in trainer.state.log_history if "frac_dead_groups" in row]
+    assert [row["frac_dead_groups"] for row in logs] == [1.0, 1.0]
+
+
+def test_rows_without_reward_have_no_advantage(run: Run) -> None:
+    """All weights stay as they were when no row has a reward, whatever the function says."""
+
+    def none(completions: list[str], **_: Any) -> list[float | None]:
+        return [None] * len(completions)
+
+    trainer = run(reward=none, advantage_fn=lambda r: torch.ones(8))
+    fresh = run(reward=none, advantage_fn=lambda r: torch.zeros(8))
+    for name, value in weights(fresh).items():
+        assert torch.equal(weights(trainer)[name], value)
+
+
+def test_dropped_answers_count_nowhere(run: Run) -> None:
+    """Dropping half of the rows is the mean over the other half, in every aggregation."""
+    keep = torch.tensor([True, False] * 4)
+
+    def losses(loss_type: str, answer: Any) -> float:
+        trainer = run(
+            advantage_fn=lambda r: answer(r),
+            config={"loss_type": loss_type, "max_steps": 1, "learning_rate": 0.0},
+        )
+        return float(trainer.state.log_history[0]["loss"])
+
+    def ones(r: Rollouts) -> tuple[Tensor, Tensor]:
+        return torch.ones(8), keep
+
+    def half(r: Rollouts) -> Tensor:
+        return keep.float()
+
+    def scored(completions: list[str], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    assert losses("dapo", ones) == pytest.approx(-1.0, abs=1e-5)  # -A, the mean of the kept tokens
+    assert losses("dapo", half) > -0.9  # over all tokens
+    assert losses("bnpo", ones) == pytest.approx(-1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (torch.zeros(7), r"advantage_fn: got shape \(7,\)"),
+        (torch.full((8,), torch.nan), "advantage_fn: got NaN"),
+        ((torch.zeros(8), torch.ones(3, dtype=torch.bool)), r"advantage_fn: got \(3,\)"),
+    ],
+)
+def test_refuses_what_is_no_advantage(run: Run, found: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(advantage_fn=lambda r: found)
+
+
+def test_a_reward_that_raises_for_one_row(run: Run) -> None:
+    def fragile(completions: list[str], **_: Any) -> list[float]:
+        return [1.0 / (0 if c[0] in "abc0123" else len(c)) for c in completions]
+
+    guarded = GuardedReward(fragile)
+    trainer = run(reward=guarded, advantage_fn=grpo)
+    assert guarded.failures > 0
+    assert trainer.state.global_step == 2
+    assert any("fragile/unscored" in row for row in trainer.state.log_history)
