@@ -1,0 +1,353 @@
+"""Train a language model from rewards: problems in, a better model out, by TRL's GRPO.
+
+    problems -> sample answers -> reward -> advantages of the method -> clipped step -> again
+
+The method says how answers are credited (`PolicyMethod`); TRL does the rest. A run lives in a
+folder: checkpoints while it goes on, so that the same call resumes it, the model at its end, and
+`run.json` with what was measured on held-out problems before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scoredraw.answers import miss_probabilities
+from scoredraw.errors import InputError, require
+from scoredraw.journal import atomic_path
+from scoredraw.math_answers import equality
+from scoredraw.rl.reward_functions import (
+    GuardedReward,
+    RewardFunction,
+    completion_text,
+    load_reward,
+    number_or_none,
+)
+
+EMBEDDED = "embedded"
+FOLDER = Path(__file__).parents[1] / "data" / "small-policy"
+PROMPTS = ("prompt", "problem", "question")
+SHOWN = ("reward", "frac_dead_groups", "frac_reward_zero_std", "entropy", "completions/mean_length")
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class PolicyMethod:
+    """What a method changes of TRL's GRPO.
+
+    advantage: as `AdvantageGRPOTrainer` takes it, None for TRL's own; options: of GRPOConfig;
+    rewards: makes the reward functions of the run out of the user's; trainer: "module:class" of
+    another trainer, and what it takes besides.
+    """
+
+    advantage: Callable[..., Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rewards: Callable[[RewardFunction], Sequence[RewardFunction]] | None = None
+    trainer: str = "scoredraw.rl.trainer:AdvantageGRPOTrainer"
+    trainer_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """A finished run: log has a row a step; before and after: pass@k of held-out problems by k."""
+
+    folder: Path
+    log: list[Row]
+    before: dict[int, float]
+    after: dict[int, float]
+    seconds: float
+
+
+# ── problems and rewards ────────────────────────────────────────────────────────────────────────
+
+
+def read_problems(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with a column "prompt" (from "prompt", "problem" or "question"), others kept.
+
+    Raises InputError for no rows, rows without a prompt, and columns that some rows lack.
+
+    >>> read_problems([{"question": "1+1=", "answer": "2"}])
+    [{'prompt': '1+1=', 'answer': '2'}]
+    """
+    require(len(rows) > 0, "problems", "none", "one or more")
+    name = next((p for p in PROMPTS if p in rows[0]), None)
+    require(name is not None, "problems", f"columns {sorted(rows[0])}", " or ".join(PROMPTS))
+    assert name is not None
+    for i, row in enumerate(rows):
+        same = set(row) == set(rows[0])
+        require(same, f"problems, row {i}", f"columns {sorted(row)}", f"{sorted(rows[0])}")
+        fine = bool(row[name]) and isinstance(row[name], (str, list))
+        require(fine, f"problems, row {i}", repr(row[name]), f"a {name}: text or messages")
+    return [{"prompt": row[name], **{k: v for k, v in row.items() if k != name}} for row in rows]
+
+
+def final_answer(text: str) -> str:
+    """What a text gives as its answer: in the last \\\\boxed{}, <answer> or after the last `#`.
+
+    The text itself, without surrounding blanks, where none of these is.
+
+    >>> final_answer("3+4=7\\n#7"), final_answer("so <answer> 7 </answer>"), final_answer(" 7 ")
+    ('7', '7', '7')
+    """
+    for opening, closing in (("<answer>", "</answer>"), ("\\boxed{", "}"), ("#", "\n")):
+        if opening in text:
+            return text.rpartition(opening)[2].partition(closing)[0].strip()
+    return text.strip()
+
+
+class AnswerReward:
+    """1 where the final answer is the column `answer`, else 0; None where there is no such answer.
+
+    equal: "exact", or "math" for mathematics by math-verify (1/2 is 0.5).
+
+    >>> AnswerReward()(prompts=["1+1="], completions=["#2"], answer=["2"])
+    [1.0]
+    """
+
+    def __init__(self, equal: str = "exact") -> None:
+        self.equal = None if equal == "exact" else equality(equal)
+        self.__name__ = f"{equal}_answer"
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any
+    ) -> list[float | None]:
+        said = [final_answer(completion_text(completion)) for completion in completions]
+        return [
+            None if gold is None else float(bool(self._same(text, str(gold))))
+            for text, gold in zip(said, answer, strict=True)
+        ]
+
+    def _same(self, text: str, gold: str) -> bool:
+        return text == gold if self.equal is None else self.equal(text, gold)
+
+
+def find_reward(name: str) -> RewardFunction:
+    """ "exact" or "math" (needs a column answer), or the function at "module:function"; guarded."""
+    if ":" in name:
+        return GuardedReward(load_reward(name))
+    require(name in {"exact", "math"}, "reward", repr(name), "exact, math or module:function")
+    return GuardedReward(AnswerReward(name))
+
+
+# ── measuring ───────────────────────────────────────────────────────────────────────────────────
+
+
+def rewards_of_samples(
+    model: Any, tokenizer: Any, problems: Sequence[Mapping[str, Any]], reward: RewardFunction, *,
+    n: int = 8, max_tokens: int = 256, seed: int = 0, batch: int = 256,
+) -> NDArray[np.float64]:  # fmt: skip
+    """(P, n) rewards of n sampled answers a problem at temperature 1; NaN where there is none."""
+    rows = [problem for problem in problems for _ in range(n)]
+    found: list[float | None] = []
+    training = model.training
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in range(0, len(rows), batch):
+            some = rows[start : start + batch]
+            texts = _sampled(model, tokenizer, [row["prompt"] for row in some], max_tokens)
+            columns = {key: [row[key] for row in some] for key in some[0] if key != "prompt"}
+            found += reward(prompts=[row["prompt"] for row in some], completions=texts, **columns)
+    model.train(training)
+    return np.array([np.nan if r is None else r for r in found]).reshape(len(problems), n)
+
+
+def _sampled(model: Any, tokenizer: Any, prompts: Sequence[Any], max_tokens: int) -> list[str]:
+    plain = [
+        prompt
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+    inputs = tokenizer(plain, return_tensors="pt", padding=True, padding_side="left").to(
+        model.device
+    )
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            do_sample=True, temperature=1.0, top_k=0, max_new_tokens=max_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    new = out[:, inputs["input_ids"].shape[1] :]
+    return list(tokenizer.batch_decode(new, skip_special_tokens=True))
+
+
+def pass_at(rewards: NDArray[np.float64]) -> dict[int, float]:
+    """Unbiased pass@k, k = 1, 2, 4 .. n, of rewards (P, n); right is a reward above 1/2.
+
+    >>> pass_at(np.array([[1.0, 0.0], [0.0, 0.0]]))
+    {1: 0.25, 2: 0.5}
+    """
+    n = rewards.shape[1]
+    ks = [2**i for i in range(n.bit_length()) if 2**i <= n]
+    right = (rewards > 0.5).sum(axis=1)
+    return {
+        k: float(1 - miss)
+        for k, miss in zip(ks, miss_probabilities(n, right, ks).mean(axis=0), strict=True)
+    }
+
+
+# ── the run ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def train_policy(
+    problems: Sequence[Mapping[str, Any]], out: Path, *, model: str = EMBEDDED,
+    reward: str | RewardFunction = "exact", method: PolicyMethod | None = None, about: str = "grpo",
+    steps: int = 100, prompts: int = 8, generations: int = 8, learning_rate: float | None = None,
+    max_tokens: int | None = None, beta: float = 0.0, held_out: int = 32, samples: int = 8,
+    save_every: int = 10, seed: int = 0, progress: Callable[[int, int, Row], None] | None = None,
+) -> PolicyRun:  # fmt: skip
+    """Train `model` on problems from a reward and leave it in the folder `out`.
+
+    problems: as `read_problems`; the last `held_out` (at most a quarter) only measure. model: a
+    folder of transformers, or "embedded". reward: as `find_reward`, or a function under TRL's
+    contract. about: the method's name. steps: batches of `prompts` problems with `generations`
+    answers each; a method that goes over a batch more than once makes more optimizer steps.
+    learning_rate: 1e-6, of the embedded model 2e-4. max_tokens: of an answer, 256 (embedded 48).
+    beta: KL to the model as it came. samples: answers a held-out problem. progress: called with
+    the step, all steps and TRL's numbers after each.
+
+    The same call resumes an interrupted run from its last checkpoint (every save_every batches).
+    Raises InputError for problems and rewards as those functions, fewer than two generations, and
+    a folder that holds something else or a run with other settings.
+    """
+    rows = read_problems(problems)
+    method = method or PolicyMethod()
+    require(generations >= 2, "generations", generations, "2 or more answers a problem")
+    for name, count in (("steps", steps), ("prompts", prompts), ("save_every", save_every)):
+        require(count >= 1, name, count, "a positive count")
+    small = model == EMBEDDED
+    learning_rate = (2e-4 if small else 1e-6) if learning_rate is None else learning_rate
+    max_tokens = (48 if small else 256) if max_tokens is None else max_tokens
+    scorer = find_reward(reward) if isinstance(reward, str) else GuardedReward(reward)
+    spared = min(held_out, len(rows) // 4)
+    rows, measured = rows[: len(rows) - spared], rows[len(rows) - spared :]
+    settings = {
+        "model": model, "method": about, "reward": scorer.__name__, "steps": steps,
+        "prompts": prompts, "generations": generations, "learning_rate": learning_rate,
+        "max_tokens": max_tokens, "beta": beta, "seed": seed, "problems": len(rows),
+        "held_out": spared, "samples": samples, "options": dict(method.options),
+    }  # fmt: skip
+    _claim(out, settings)
+    begun = time.perf_counter()
+    net, tokenizer = _open(str(FOLDER) if small else model)
+
+    def quality() -> dict[int, float]:
+        if not measured or samples < 1:
+            return {}
+        found = rewards_of_samples(
+            net, tokenizer, measured, scorer, n=samples, max_tokens=max_tokens, seed=seed
+        )
+        return pass_at(np.nan_to_num(found, nan=0.0))
+
+    before = quality()
+    trainer = _trainer(net, tokenizer, rows, scorer, method, settings, out, save_every, progress)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(out))
+    log = [_numbers(row) for row in trainer.state.log_history if "loss" in row]
+    run = PolicyRun(out, log, before, quality(), time.perf_counter() - begun)
+    net.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    facts = {**settings, "before": before, "after": run.after, "seconds": run.seconds, "log": log}
+    with atomic_path(out / "run.json") as path:
+        path.write_text(json.dumps(facts, indent=1))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return run
+
+
+def _trainer(
+    net: Any, tokenizer: Any, rows: list[dict[str, Any]], reward: RewardFunction,
+    method: PolicyMethod, settings: Mapping[str, Any], out: Path, save_every: int,
+    progress: Callable[[int, int, Row], None] | None,
+) -> Any:  # fmt: skip
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import GRPOConfig
+
+    batches = int(method.options.get("num_iterations", 1))
+    total = settings["steps"] * batches
+    config = GRPOConfig(
+        output_dir=str(out / "checkpoints"), max_steps=total,
+        per_device_train_batch_size=settings["prompts"] * settings["generations"],
+        num_generations=settings["generations"], max_completion_length=settings["max_tokens"],
+        learning_rate=settings["learning_rate"], beta=settings["beta"], seed=settings["seed"],
+        save_strategy="steps", save_steps=save_every * batches, save_total_limit=1,
+        logging_steps=1, report_to=[], disable_tqdm=True, activation_checkpointing=False,
+        use_cpu=not torch.cuda.is_available(), bf16=torch.cuda.is_available(),
+        **method.options,
+    )  # fmt: skip
+
+    class Live(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if progress is not None and logs and "loss" in logs:
+                progress(state.global_step, total, _numbers(logs))
+
+    kind: Callable[..., Any] = load_reward(method.trainer)  # a class is found as a function is
+    options = dict(method.trainer_options)
+    if method.advantage is not None:
+        options["advantage_fn"] = method.advantage
+    rewards = [reward] if method.rewards is None else list(method.rewards(reward))
+    trainer = kind(
+        model=net, reward_funcs=rewards, args=config, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, callbacks=[Live()], **options,
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _numbers(logs: Mapping[str, Any]) -> Row:
+    found = {key: number_or_none(value) for key, value in logs.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _open(source: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar a checkpoint would cut the table of steps to pieces
+    try:
+        net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as problem:
+        text = str(problem).splitlines()[0]
+        raise InputError(f"model: got {source!r}, want a model of transformers: {text}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return net, tokenizer
+
+
+def _claim(out: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder this run's, or see that it is; InputError if it is another's."""
+    notes = out / "settings.json"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out: got {out}, which is a file, want a folder")
+    if notes.is_file():
+        before = json.loads(notes.read_text())
+        now = json.loads(json.dumps(settings, default=str))
+        changed = [key for key in now if before.get(key) != now[key]]
+        same = not changed
+        require(same, "out", f"{out}, a run with other {', '.join(changed)}", "another folder")
+        require(not (out / "run.json").is_file(), "out", f"{out}, a finished run", "another folder")
+        return
+    empty = not out.exists() or not any(out.iterdir())
+    require(empty, "out", f"{out}, which holds something else", "a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(notes) as path:
+        path.write_text(json.dumps(settings, indent=1, default=str))
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = out / "checkpoints"
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return None if found is None else str(found)
