@@ -1,4 +1,4 @@
-"""`scoredraw train schedule`: search the solver schedule that suits a model and its calls."""
+"""`scoredraw train`: a solver schedule that suits a model, a policy that a reward improves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Annotated
 
 import typer
 
+from scoredraw.cli import train_policy
 from scoredraw.cli.compare import progress_bar
 from scoredraw.cli.options import Json, Seed
 from scoredraw.errors import InterruptedWorkError, require
 
 app = typer.Typer()
+app.command(
+    epilog="Methods: grpo, ngrpo, tempo and more (scoredraw papers --search advantage). Examples: "
+    "scoredraw train policy embedded:chain_sum --method ngrpo --steps 40 -o run; scoredraw train "
+    "policy problems.jsonl --model FOLDER --reward math --method tempo -o run --report run.html"
+)(train_policy.policy)
 
 
 @app.callback()

@@ -1,0 +1,192 @@
+"""`scoredraw train policy`: reinforcement learning of a language model from rewards."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scoredraw.cli import options as o
+from scoredraw.cli.outcome import written_by
+from scoredraw.errors import InterruptedWorkError, require
+
+if TYPE_CHECKING:
+    from scoredraw.pages import Page
+    from scoredraw.rl.policy_training import PolicyRun, Row
+
+COLUMNS = {
+    "reward": "reward", "frac_dead_groups": "dead groups", "entropy": "entropy",
+    "completions/mean_length": "tokens", "loss": "loss",
+}  # fmt: skip
+SHOWN = 12  # rows of the live table
+
+
+def policy(
+    problems: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROBLEMS",
+            help="A table with a column prompt (problem, question) and what the reward reads "
+            "(answer), or embedded, embedded:chain_sum.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder of the run.", metavar="FOLDER")
+    ],
+    method: Annotated[str, typer.Option("--method", "-m", help="How answers are credited.")] = (
+        "grpo"
+    ),
+    model: Annotated[
+        str, typer.Option(help="embedded, or a folder of transformers.", metavar="MODEL")
+    ] = "embedded",
+    reward: Annotated[
+        str, typer.Option(help="exact, math, or module:function.", metavar="REWARD")
+    ] = "exact",
+    steps: Annotated[int, typer.Option(min=1, help="Batches of problems.")] = 100,
+    prompts: Annotated[int, typer.Option(min=1, help="Problems a batch.")] = 8,
+    generations: Annotated[int, typer.Option(min=2, help="Answers a problem.")] = 8,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="1e-6 if not given, of the embedded model 2e-4.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer; 256, of the embedded model 48.")
+    ] = None,
+    beta: Annotated[float, typer.Option(min=0.0, help="KL to the model as it came.")] = 0.0,
+    held_out: Annotated[int, typer.Option(min=0, help="Problems that only measure.")] = 32,
+    samples: Annotated[int, typer.Option(min=0, help="Answers to each of those.")] = 8,
+    save_every: Annotated[int, typer.Option(min=1, help="Batches between checkpoints.")] = 10,
+    set_: o.Set = None,
+    report: o.ReportPage = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Train a language model on problems from a reward, and leave it in FOLDER/model.
+
+    TRL's GRPO underneath; the method says how answers are credited. The same command goes on from
+    the last checkpoint. What it was worth is measured on held-out problems before and after.
+    """
+    from scoredraw import registry
+    from scoredraw.rl.policy_training import train_policy
+
+    begun = time.perf_counter()
+    found = registry.method("policies", method)
+    made = registry.resolve(found.function)(**o.settings(set_))
+    rows = rows_of(problems)
+    try:
+        with live_table() as show:
+            run = train_policy(
+                rows, out, model=model, reward=reward, method=made, about=method, steps=steps,
+                prompts=prompts, generations=generations, learning_rate=learning_rate,
+                max_tokens=max_tokens, beta=beta, held_out=held_out, samples=samples,
+                save_every=save_every, seed=seed, progress=show,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        kept = "; checkpoints are kept, the same command goes on" * (out / "checkpoints").is_dir()
+        raise InterruptedWorkError(f"interrupted{kept}") from None
+    if report is not None:
+        policy_page(run, method, problems).save(report)
+    facts = {
+        "method": method, "steps": len(run.log), "before": run.before, "after": run.after,
+        "seconds": round(time.perf_counter() - begun, 3), "out": str(out / "model"),
+    }  # fmt: skip
+    typer.echo(json.dumps(facts, indent=2) if as_json else f"{said(run, method)} -> {out}/model")
+
+
+def rows_of(problems: str) -> list[dict[str, Any]]:
+    """The rows of a table, or of the problems that ship."""
+    kind, _, families = problems.partition(":")
+    if kind == "embedded":
+        from scoredraw.papers.small_policy import FAMILIES, shipped_problems
+
+        names = o.split(families) or list(FAMILIES)
+        wrong = next((name for name in names if name not in FAMILIES), None)
+        require(wrong is None, "problems", repr(wrong), f"a family: {', '.join(FAMILIES)}")
+        found = [
+            {key: row[key] for key in ("prompt", "answer")}
+            for row in shipped_problems("train", names)
+        ]
+        random.Random(0).shuffle(found)  # they lie by family; the last ones measure
+        return found
+    from scoredraw.tables import open_table
+
+    rows: list[dict[str, Any]] = open_table(problems).read().to_pylist()
+    return rows
+
+
+@contextmanager
+def live_table() -> Iterator[Callable[[int, int, Row], None]]:
+    """The last steps as a table where someone is looking, else a line a tenth of the run."""
+    if not sys.stderr.isatty():
+
+        def line(step: int, total: int, row: Row) -> None:
+            if step == total or step % max(total // 10, 1) == 0:
+                shown = ", ".join(f"{COLUMNS[k]} {row[k]:.3g}" for k in COLUMNS if k in row)
+                print(f"step {step} of {total}: {shown}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    kept: list[list[str]] = []
+
+    def table(total: int) -> Table:
+        shown = Table("step", *COLUMNS.values(), caption=f"of {total} steps")
+        for cells in kept[-SHOWN:]:
+            shown.add_row(*cells)
+        return shown
+
+    with Live(console=Console(stderr=True), transient=True) as live:
+
+        def show(step: int, total: int, row: Row) -> None:
+            cells = [f"{row[key]:.3g}" if key in row else "" for key in COLUMNS]
+            kept.append([str(step), *cells])
+            live.update(table(total))
+
+        yield show
+
+
+def said(run: PolicyRun, method: str) -> str:
+    """What came of it, in a sentence."""
+    steps = f"{method}: {len(run.log)} steps in {run.seconds:.0f} s"
+    if not run.after:
+        return steps
+    k = max(run.after)
+    return (
+        f"{steps}; held-out pass@1 {run.before[1]:.3f} before, {run.after[1]:.3f} after, "
+        f"pass@{k} {run.before[k]:.3f} and {run.after[k]:.3f}"
+    )
+
+
+def policy_page(run: PolicyRun, method: str, name: str) -> Page:
+    """Curves of the run, and pass@k before and after."""
+    from scoredraw.pages import Page
+    from scoredraw.reports import Figure, ReportTable, Series, stamp
+
+    curves = []
+    for key, title in COLUMNS.items():
+        points = [(i + 1, row[key]) for i, row in enumerate(run.log) if key in row]
+        if points:
+            x, y = map(list, zip(*points, strict=True))
+            curves.append(Figure("line", title, "step", title, [Series(method, x, y)]))
+    rows = [[k, run.before[k], run.after[k]] for k in run.after]
+    return Page(
+        title="A policy trained from rewards",
+        kicker=f"scoredraw train policy · {name}",
+        answer=f"{said(run, method)}.",
+        tables=[ReportTable("Held-out problems", ["k", "pass@k before", "after"], rows)],
+        figures=curves,
+        notes=[
+            "Dead groups are prompts whose answers all have advantage 0: they teach nothing.",
+            "One run says little: seeds differ by more than most methods do.",
+        ],
+        provenance={**written_by(method=method), **stamp()},
+    )
