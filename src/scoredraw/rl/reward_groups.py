@@ -156,7 +156,7 @@ def centre(over: str = "group") -> Transformation:
             return replace(groups, table=x - x.nanmean())
         away = x - x.nanmean(dim=1, keepdim=True)
         if over == "others":
-            count = (~x.isnan()).sum(dim=1, keepdim=True)
+            count = (~x.isnan()).sum(dim=1, keepdim=True).to(x.dtype)
             away = away * (count / (count - 1).clamp(min=1))
         return replace(groups, table=away)
 

@@ -54,7 +54,8 @@ class AdvantageGRPOTrainer(GRPOTrainer):
 
     advantage_fn: called once a generation batch with `Rollouts`; returns (B,) or (B, T), or a pair
     with a mask (B,) of the answers to train on (the others' tokens count nowhere). An answer
-    without a reward gets 0 whatever comes. Raises InputError for another shape and for NaN.
+    without a reward gets 0 whatever comes, unless advantage_fn has an attribute `needs_reward`
+    that is false. Raises InputError for another shape and for NaN.
     Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage.
     """
 
@@ -134,9 +135,11 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         fits = tuple(advantages.shape) in {(B,), (B, T)}
         require(fits, "advantage_fn", f"shape {tuple(advantages.shape)}", f"({B},) or ({B}, {T})")
         require(not bool(advantages.isnan().any()), "advantage_fn", "NaN", "numbers")
-        scored = ~rollouts.reward.isnan()
-        scored = scored if advantages.ndim == 1 else scored[:, None]
-        advantages = torch.where(scored, advantages, 0.0).to(rollouts.reward.dtype)
+        if getattr(self.advantage_fn, "needs_reward", True):
+            scored = ~rollouts.reward.isnan()
+            scored = scored if advantages.ndim == 1 else scored[:, None]
+            advantages = torch.where(scored, advantages, 0.0)
+        advantages = advantages.to(rollouts.reward.dtype)
         if keep is not None:
             require(keep.shape == (B,), "advantage_fn", tuple(keep.shape), f"a mask ({B},)")
         return advantages, keep
