@@ -38,7 +38,7 @@ def centred(rollouts: Rollouts) -> torch.Tensor:
     return chain(centre())(group_rewards(rollouts.reward, rollouts.group_ids))
 
 
-CENTRED = PolicyMethod(centred, {"num_iterations": 2})
+CENTRED = PolicyMethod(lambda tokenizer: centred, {"num_iterations": 2})
 
 
 @pytest.fixture

@@ -45,12 +45,12 @@ Row = dict[str, float]
 class PolicyMethod:
     """What a method changes of TRL's GRPO.
 
-    advantage: as `AdvantageGRPOTrainer` takes it, None for TRL's own; options: of GRPOConfig;
-    rewards: makes the reward functions of the run out of the user's; trainer: "module:class" of
-    another trainer, and what it takes besides.
+    advantage: makes what `AdvantageGRPOTrainer` takes out of the tokenizer, None for TRL's own;
+    options: of GRPOConfig; rewards: makes the reward functions of the run out of the user's;
+    trainer: "module:class" of another trainer, and what it takes besides.
     """
 
-    advantage: Callable[..., Any] | None = None
+    advantage: Callable[[Any], Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     rewards: Callable[[RewardFunction], Sequence[RewardFunction]] | None = None
     trainer: str = "scoredraw.rl.trainer:AdvantageGRPOTrainer"
@@ -294,7 +294,7 @@ def _trainer(
     kind: Callable[..., Any] = load_reward(method.trainer)  # a class is found as a function is
     options = dict(method.trainer_options)
     if method.advantage is not None:
-        options["advantage_fn"] = method.advantage
+        options["advantage_fn"] = method.advantage(tokenizer)
     rewards = [reward] if method.rewards is None else list(method.rewards(reward))
     trainer = kind(
         model=net, reward_funcs=rewards, args=config, train_dataset=Dataset.from_list(rows),

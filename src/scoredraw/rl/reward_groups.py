@@ -194,7 +194,7 @@ def deviation(x: Tensor, ddof: int = 1, dim: int | None = None) -> Tensor:
     tensor([[0.7071]])
     """
     variance = ((x - x.nanmean(dim=dim, keepdim=True)) ** 2).nanmean(dim=dim, keepdim=True)
-    count = (~x.isnan()).sum(dim=dim, keepdim=True)
+    count = (~x.isnan()).sum(dim=dim, keepdim=True).to(x.dtype)
     few = torch.full_like(variance, math.nan)
     return torch.where(count > ddof, variance * (count / (count - ddof).clamp(min=1)), few).sqrt()
 
