@@ -6,7 +6,7 @@ Parsing and comparing are the package math-verify's. Each distinct text is parse
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from scoredraw.errors import import_extra
@@ -36,7 +36,7 @@ def math_equal(a: Any, b: Any) -> bool:
     return bool(verify(list(gold), list(said), timeout_seconds=None))
 
 
-@cache
+@lru_cache(2**16)
 def _parsed(text: str) -> tuple[Any, ...]:
     math_verify = import_extra("math_verify", "language")
     for name in ("math_verify.parser", "math_verify.grader"):  # they warn that there is no limit

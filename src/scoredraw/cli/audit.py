@@ -95,6 +95,45 @@ def passk(
 
 
 @app.command(
+    epilog="Example: scoredraw audit proxy rollouts.jsonl --columns proxy=reward_model,true=passed "
+    "--margin 0.1 --report proxy.html"
+)
+def proxy(
+    rollouts: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROLLOUTS",
+            help="A table with proxy and true rewards, stated confidence, or both.",
+        ),
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Roles proxy, true, problem, episode, time, confidence, log_ratio.",
+            metavar="ROLE=COL,...",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, help="Differences of the proxy that mean nothing.")
+    ] = None,
+    gamma: Annotated[float, typer.Option(help="Discount of later steps (time).")] = 1.0,
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    seed: Seed = 0,
+    report: ReportPage = None,
+    as_json: Json = False,
+) -> None:
+    """How far a reward may be optimised, on rollouts of the policy you trust.
+
+    proxy and true: their correlation, and the penalty it asks for. proxy and problem, with
+    --margin: how much of the advantages comes from differences that mean nothing. confidence and
+    true (0 or 1): whether stated confidence can be trusted.
+    """
+    from scoredraw.cli import audit_proxy
+
+    audit_proxy.carry_out(rollouts, columns, margin, gamma, level, seed, report, as_json)
+
+
+@app.command(
     epilog="Example: scoredraw audit watermark texts.jsonl --scheme kgw --key 42 --model small"
 )
 def watermark(

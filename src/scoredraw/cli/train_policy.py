@@ -169,7 +169,7 @@ def said(run: PolicyRun, method: str) -> str:
 def policy_page(run: PolicyRun, method: str, name: str) -> Page:
     """Curves of the run, and pass@k before and after."""
     from scoredraw.pages import Page
-    from scoredraw.reports import Figure, ReportTable, Series, stamp
+    from scoredraw.reports import Cell, Figure, ReportTable, Series, stamp
 
     curves = []
     for key, title in COLUMNS.items():
@@ -177,7 +177,7 @@ def policy_page(run: PolicyRun, method: str, name: str) -> Page:
         if points:
             x, y = map(list, zip(*points, strict=True))
             curves.append(Figure("line", title, "step", title, [Series(method, x, y)]))
-    rows = [[k, run.before[k], run.after[k]] for k in run.after]
+    rows: list[list[Cell]] = [[k, run.before[k], run.after[k]] for k in run.after]
     return Page(
         title="A policy trained from rewards",
         kicker=f"scoredraw train policy · {name}",

@@ -10,8 +10,9 @@ asked in its words and answered after a `#`; sums are worked out first, a line a
 
 The policy is a Llama-like transformer of 1.9 million weights (transformers' Granite, whose scales
 are 1 here) with a token a character, trained on such texts (SFT) until it samples the right answer
-for about half of new problems; there training from rewards begins. Its weights and 2,700 problems ship in `data/small-policy`;
-`python -m scoredraw.papers.small_policy DIRECTORY` makes both again (minutes on a GPU).
+for about half of new problems; there training from rewards begins. Its weights and 2,700 problems
+ship in `data/small-policy`; `python -m scoredraw.papers.small_policy DIRECTORY` makes both again
+(minutes on a GPU).
 """
 
 from __future__ import annotations
@@ -102,6 +103,36 @@ def right_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) ->
     """
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [float(said(text) == gold) for text, gold in zip(texts, answer, strict=True)]
+
+
+def score_lines(
+    prompts: Sequence[Any], steps: Sequence[Sequence[str]], **_: Any
+) -> list[list[float | None]]:
+    """A process reward of worked sums: 1 for a line that is true, -1 for one that is not.
+
+    An answer after `#` is worth 1 if it is what the line before came to (or the first number, where
+    nothing was worked out: no verdict). What is no sum has no score.
+
+    >>> score_lines(["?"], [["4-1=3", "3+2=6", "#6"]])
+    [[1.0, -1.0, 1.0]]
+    """
+    return [_true_lines(lines) for lines in steps]
+
+
+def _true_lines(lines: Sequence[str]) -> list[float | None]:
+    found: list[float | None] = []
+    total: str | None = None
+    for line in lines:
+        sum_ = re.fullmatch(r"(-?\d+)([+-])(\d+)=(-?\d+)", line.strip())
+        if sum_:
+            a, sign, b, total = sum_.groups()
+            value = int(a) + int(b) * (1 if sign == "+" else -1)
+            found.append(1.0 if value == int(total) else -1.0)
+        elif "#" in line and total is not None:
+            found.append(1.0 if said(line) == total else -1.0)
+        else:
+            found.append(None)
+    return found
 
 
 def shipped_problems(part: str, families: Sequence[str] = tuple(FAMILIES)) -> list[Problem]:

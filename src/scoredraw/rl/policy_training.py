@@ -47,14 +47,15 @@ class PolicyMethod:
 
     advantage: makes what `AdvantageGRPOTrainer` takes out of the tokenizer, None for TRL's own;
     options: of GRPOConfig; rewards: makes the reward functions of the run out of the user's;
-    trainer: "module:class" of another trainer, and what it takes besides.
+    trainer: "module:class" of another trainer; trainer_options: what it takes besides, from the
+    number of optimizer steps.
     """
 
     advantage: Callable[[Any], Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     rewards: Callable[[RewardFunction], Sequence[RewardFunction]] | None = None
     trainer: str = "scoredraw.rl.trainer:AdvantageGRPOTrainer"
-    trainer_options: Mapping[str, Any] = field(default_factory=dict)
+    trainer_options: Callable[[int], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ def _trainer(
                 progress(state.global_step, total, _numbers(logs))
 
     kind: Callable[..., Any] = load_reward(method.trainer)  # a class is found as a function is
-    options = dict(method.trainer_options)
+    options = dict(method.trainer_options(total)) if method.trainer_options else {}
     if method.advantage is not None:
         options["advantage_fn"] = method.advantage(tokenizer)
     rewards = [reward] if method.rewards is None else list(method.rewards(reward))
