@@ -89,7 +89,7 @@ def test_methods_resolve(method):
     for place in places:
         found = _resolved(place, method.extra)
         assert callable(found) or f"scoredraw[{method.extra}]" in str(found)
-    if method.kind not in ("answers", "texts", "images"):  # chosen or sampled, not drawn
+    if method.kind in ("rows", "examples"):  # the others are chosen, sampled or trained
         assert callable(registry.resolve(f"scoredraw.sampling:{method.scheme}"))
     assert method.paper == 0 or registry.paper(method.paper).status != "planned"
     assert method.summary.endswith(".")
@@ -242,7 +242,8 @@ def test_resolve_names_the_extra_of_an_absent_package(tmp_path, monkeypatch):
 def test_method_names_are_unique_within_a_kind():
     names = [(method.kind, method.name) for method in registry.methods()]
     assert len(set(names)) == len(names)
-    assert {kind for kind, _ in names} == {"rows", "examples", "answers", "texts", "images"}
+    kinds = {kind for kind, _ in names}
+    assert kinds == {"rows", "examples", "answers", "texts", "images", "policies"}
 
 
 def test_json_lists_the_papers(capsys):

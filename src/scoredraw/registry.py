@@ -37,6 +37,7 @@ EXTRA_OF_PACKAGE = {
     "trl": "rl",
     "datasets": "rl",
     "peft": "rl",
+    "zenoh": "swarm",
     "ray": "ray",
     "jinja2": "web",
     "pandas": "frames",

@@ -23,8 +23,8 @@ from scoredraw.bakeoff.comparison import Entry, listing, places, verdicts
 from scoredraw.bakeoff.contenders import BASELINE
 from scoredraw.bakeoff.display import capital
 from scoredraw.bakeoff.rows import Progress
-from scoredraw.errors import InputError, require
 from scoredraw.calibration import brier_score
+from scoredraw.errors import InputError, require
 from scoredraw.language.answer_calibration import CalibrationCurve, calibration_at_k
 from scoredraw.language.selection import METHODS
 from scoredraw.language.selection_curves import SelectionCurve, accuracy_at_k

@@ -94,7 +94,9 @@ def train(directory: Path, steps: int = STEPS, seed: int = 0, device: str = "cpu
                 print(f"{step + 1} of {steps} steps, loss {loss:.4f}", file=sys.stderr, flush=True)
     net.load_state_dict(average)
     scheduler = DDPMScheduler(TIMES, FIRST_BETA, LAST_BETA, "linear")
-    DDPMPipeline(net.to("cpu").half(), scheduler).save_pretrained(directory, safe_serialization=True)
+    DDPMPipeline(net.to("cpu").half(), scheduler).save_pretrained(
+        directory, safe_serialization=True
+    )
     checkpoint.unlink()
     return directory
 

@@ -8,8 +8,8 @@ probabilities. Every way of giving credit has its own best step size, found on o
 a seed share their random numbers. Then: which baseline makes steps long? An answer of 24 tokens,
 each of which may end a step; every step has the same score, so that nothing is to be learned.
 
-Cheng, Li, Xiong, Shao and Lv, "Stop summation: min-form credit assignment is all process reward
-model needs for reasoning", NeurIPS 2025, arXiv 2504.15275.
+Cheng, Xiong, Qiao, Li, Guo, Wang, Lv and Wang, "Stop summation: min-form credit assignment is all
+process reward model needs for reasoning", NeurIPS 2025, arXiv 2504.15275.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ Three baselines b. "token": the reward a token of the others, for each token of 
 their reward a step, averaged, for each step; it pays for few and long steps wherever it is
 positive. "verl": their mean return a token, padding included, taken from every A_t.
 
-Cheng, Li, Xiong, Shao and Lv, "Stop summation: min-form credit assignment is all process reward
-model needs for reasoning", NeurIPS 2025, arXiv 2504.15275. An answer without scores or without an
+Cheng, Xiong, Qiao, Li, Guo, Wang, Lv and Wang, "Stop summation: min-form credit assignment is all
+process reward model needs for reasoning", NeurIPS 2025, arXiv 2504.15275. An answer without scores or without an
 outcome stays out of what the others are compared with; in the released code one without an outcome
 counts as solved. There a whitening that skips separators still counts them in its variance.
 """
