@@ -32,6 +32,7 @@ from scoredraw.rl.reward_functions import (
     load_reward,
     number_or_none,
 )
+from scoredraw.small_models import load_model
 
 EMBEDDED = "embedded"
 FOLDER = Path(__file__).parents[1] / "data" / "small-policy"
@@ -210,8 +211,8 @@ def train_policy(
 ) -> PolicyRun:  # fmt: skip
     """Train `model` on problems from a reward and leave it in the folder `out`.
 
-    problems: as `read_problems`; the last `held_out` (at most a quarter) only measure. model: a
-    folder of transformers, or "embedded". reward: as `find_reward`, or a function under TRL's
+    problems: as `read_problems`; the last `held_out` (at most a quarter) only measure. model: what
+    `load_model` takes, or "embedded". reward: as `find_reward`, or a function under TRL's
     contract. about: the method's name. steps: batches of `prompts` problems with `generations`
     answers each; a method that goes over a batch more than once makes more optimizer steps.
     learning_rate: 1e-6, of the embedded model 2e-4. max_tokens: of an answer, 256 (embedded 48).
@@ -311,19 +312,13 @@ def _numbers(logs: Mapping[str, Any]) -> Row:
 
 
 def _open(source: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar a checkpoint would cut the table of steps to pieces
-    try:
-        net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as problem:
-        text = str(problem).splitlines()[0]
-        raise InputError(f"model: got {source!r}, want a model of transformers: {text}") from None
+    net, tokenizer = load_model(source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return net, tokenizer
+    return net.float(), tokenizer
 
 
 def _claim(out: Path, settings: Mapping[str, Any]) -> None:

@@ -11,9 +11,10 @@ their reward a step, averaged, for each step; it pays for few and long steps whe
 positive. "verl": their mean return a token, padding included, taken from every A_t.
 
 Cheng, Xiong, Qiao, Li, Guo, Wang, Lv and Wang, "Stop summation: min-form credit assignment is all
-process reward model needs for reasoning", NeurIPS 2025, arXiv 2504.15275. An answer without scores or without an
-outcome stays out of what the others are compared with; in the released code one without an outcome
-counts as solved. There a whitening that skips separators still counts them in its variance.
+process reward model needs for reasoning", NeurIPS 2025, arXiv 2504.15275. An answer without scores
+or without an outcome stays out of what the others are compared with; in the released code one
+without an outcome counts as solved. There a whitening that skips separators still counts them in
+its variance.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ or nearly so, from rewards that any trainer can sum up again:
     r*_i = w_i r_i,   w = softmax(-r / T),   Σ_i r*_i -> min r as T -> 0, the mean as T -> ∞.
 
 Cheng, Xiong, Qiao, Li, Guo, Wang, Lv and Wang, "Stop summation: min-form credit assignment is all
-process reward model needs for reasoning", NeurIPS 2025, arXiv 2504.15275. Where the released code takes the strict
-minimum, it runs over the tokens, of which those between two step ends and the padding have score 0:
-an answer whose steps are all good gets 0. Here the minimum runs over the steps.
+process reward model needs for reasoning", NeurIPS 2025, arXiv 2504.15275. Where the released code
+takes the strict minimum, it runs over the tokens, of which those between two step ends and the
+padding have score 0: an answer whose steps are all good gets 0. Here it runs over the steps.
 """
 
 from __future__ import annotations
