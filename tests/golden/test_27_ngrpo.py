@@ -1,79 +1,78 @@
-"""Paper 27: estimators, GAE and clipped losses, as the authors' code computes them."""
+"""Advantages, GAE and the clipped loss against what the authors' functions gave."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from scoredraw.rl.generalized_advantage import generalized_advantages
-from scoredraw.rl.group_advantages import group_advantages
+from scoredraw.rl.generalized_advantage import generalized_advantage
+from scoredraw.rl.group_advantages import GROUP_METHODS, group_advantages
 from scoredraw.rl.policy_loss import clipped_policy_loss
 from scoredraw.rl.reward_groups import to_tokens
 
 pytestmark = pytest.mark.golden
 
-
-@pytest.fixture(scope="module")
-def case(golden: Callable[[str], Any]) -> Any:
-    return golden("27-advantage-estimators.json")
-
-
-def close(got: torch.Tensor, want: Any, case: Any) -> None:
-    atol = case["tolerance"]["atol"]
-    torch.testing.assert_close(got.double(), torch.tensor(want).double(), atol=atol, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("grpo", {"estimator": "grpo"}),
-        ("rloo", {"estimator": "rloo"}),
-        ("ngrpo_add1", {}),
-        ("ngrpo_add2", {"num_virtual": 2}),
-        ("psr_nsr_positive", {"estimator": "psr"}),
-        ("psr_nsr_negative", {"estimator": "nsr"}),
-        ("psr_nsr_weighted", {"estimator": "w_reinforce"}),
-    ],
-)
-def test_advantages(case: Any, name: str, options: dict[str, Any]) -> None:
-    given = case["inputs"]
-    weight = given["positive_weight"]
-    A = group_advantages(
-        given["scores"], num_generations=given["group_size"], max_reward=given["max_reward"],
-        positive_weight=weight, eps=given["eps"], **options,
-    )  # fmt: skip
-    close(to_tokens(A, torch.tensor(given["mask"])), case["outputs"][name], case)
+FILE = "27-advantage-estimators.json"
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "grpo": {"estimator": "grpo"},
+    "rloo": {"estimator": "rloo"},
+    "ngrpo_add1": {"estimator": "ngrpo"},
+    "ngrpo_add2": {"estimator": "ngrpo", "num_virtual": 2},
+    "psr_nsr_positive": {"estimator": "psr"},
+    "psr_nsr_negative": {"estimator": "nsr"},
+    "psr_nsr_weighted": {"estimator": "w_reinforce"},
+}
+CLIPS = {"loss_sym0.2": "grpo", "loss_dapo": "dapo", "loss_ngrpo": "ngrpo"}
 
 
-def test_gae(case: Any) -> None:
-    given, want = case["inputs"], case["outputs"]
-    values, mask = torch.tensor(given["values"]), torch.tensor(given["mask"])
-    r = torch.tensor(given["scores"])
-    options = {"gamma": given["gae"]["gamma"], "lam": given["gae"]["lam"]}
-    found = generalized_advantages(r, values, mask, **options)
-    close(found.advantages, want["gae_raw"], case)
-    close(found.returns, want["gae_returns"], case)
-    white = generalized_advantages(r, values, mask, whitened=True, **options)
-    close(white.advantages, want["gae_whitened"], case)
+def outputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Each golden output's name and ours."""
+    scores, mask, values = (torch.tensor(inputs[k]) for k in ("scores", "mask", "values"))
+    old, new = torch.tensor(inputs["old_logp"]), torch.tensor(inputs["new_logp"])
+    how = {k: inputs[k] for k in ("max_reward", "eps", "positive_weight")}
+
+    def advantages(**options: Any) -> Tensor:
+        return group_advantages(scores, None, inputs["group_size"], **options, **how)
+
+    found: dict[str, Any] = {
+        name: to_tokens(advantages(**options), mask) for name, options in ESTIMATORS.items()
+    }
+    gae = generalized_advantage(scores, values, mask, **inputs["gae"])
+    found["gae_raw"], found["gae_returns"] = gae
+    found["gae_whitened"] = generalized_advantage(
+        scores, values, mask, **inputs["gae"], whitened=True
+    ).advantages
+    for name, method in CLIPS.items():
+        bounds = GROUP_METHODS[method].eps_low, GROUP_METHODS[method].eps_high
+        assert list(bounds) == inputs["clip"][name]
+        found[name] = list(clipped_policy_loss(new, old, advantages(), mask, *bounds))
+    return found
 
 
-@pytest.mark.parametrize("name", ["loss_sym0.2", "loss_dapo", "loss_ngrpo"])
-def test_losses(case: Any, name: str) -> None:
-    given = case["inputs"]
-    A = torch.tensor(case["outputs"]["ngrpo_add1"])
-    low, high = given["clip"][name]
-    new, old, mask = (torch.tensor(given[key]) for key in ("new_logp", "old_logp", "mask"))
-    found = clipped_policy_loss(new, old, A, mask, low, high)
-    close(torch.stack(found), case["outputs"][name], case)
+def test_every_output_of_the_file(golden: Callable[[str], dict[str, Any]]) -> None:
+    data = golden(FILE)
+    ours = outputs(data["inputs"])
+    assert set(data["outputs"]) == set(ours)
+    for name, want in data["outputs"].items():
+        np.testing.assert_allclose(
+            np.asarray(ours[name], float), np.asarray(want, float), rtol=0,
+            atol=data["tolerance"]["atol"], err_msg=name,
+        )  # fmt: skip
 
 
-def test_every_output_is_checked(case: Any) -> None:
-    checked = {
-        "grpo", "rloo", "ngrpo_add1", "ngrpo_add2", "psr_nsr_positive", "psr_nsr_negative",
-        "psr_nsr_weighted", "gae_raw", "gae_returns", "gae_whitened", "loss_sym0.2", "loss_dapo",
-        "loss_ngrpo",
-    }  # fmt: skip
-    assert set(case["outputs"]) == checked
+def test_values_on_padding_do_not_matter(golden: Callable[[str], dict[str, Any]]) -> None:
+    """As they do in the released function, which takes the first of them for V after the end."""
+    inputs = golden(FILE)["inputs"]
+    scores, mask, values = (torch.tensor(inputs[k]) for k in ("scores", "mask", "values"))
+    assert values[mask == 0].abs().min() > 0
+    clean = generalized_advantage(scores, values * mask, mask, **inputs["gae"])
+    wild = torch.where(mask > 0, values, torch.nan)
+    for given in (values, wild):
+        found = generalized_advantage(scores, given, mask, **inputs["gae"])
+        assert torch.equal(found.advantages, clean.advantages)
+        assert torch.equal(found.returns, clean.returns)

@@ -1,13 +1,21 @@
-"""Advantages from a critic: generalized advantage estimation over the tokens of answers.
+"""How much better it went at a token than a critic expected: generalised advantage estimation.
 
-    δ_t = r_t + γ V_{t+1} - V_t,    A_t = δ_t + γ λ A_{t+1},    returns = A + V,
+With V a critic's value before each token, V = 0 after the last one, and rewards r,
 
-with V = 0 after the last token. Schulman et al. 2016, arXiv 1506.02438.
+    δ_t = r_t + gamma V_{t+1} - V_t,      A_t = δ_t + gamma lam A_{t+1},      return_t = A_t + V_t.
+
+A reward for the whole answer lies on its last token. What the mask leaves out (padding, what a tool
+wrote) isn't there: the token after a masked one follows on the one before it. The function that was
+released with NGRPO doesn't mask, so that the critic's value one place past the end gets into the
+last token's advantage; current verl masks it.
+
+Schulman et al., "High-dimensional continuous control using generalized advantage estimation", 2016,
+arXiv 1506.02438.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,49 +24,62 @@ from scoredraw.errors import require
 from scoredraw.rl.token_credit import returns_to_go, whiten
 
 
-class CriticAdvantages(NamedTuple):
-    """advantages, returns: (B, T), 0 on padding."""
+class TokenAdvantages(NamedTuple):
+    """advantages and returns, (B, T) each, 0 where the mask is."""
 
     advantages: Tensor
     returns: Tensor
 
 
-def generalized_advantages(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
+def generalized_advantage(
+    rewards: Any,
+    values: Any,
+    mask: Any,
     gamma: float = 1.0,
     lam: float = 1.0,
     *,
     whitened: bool = False,
-) -> CriticAdvantages:
-    """Advantages and returns of the tokens of B answers.
+) -> TokenAdvantages:
+    """Advantages and returns of the tokens of B answers: formulas at the head.
 
-    rewards: (B,), earned at the last real token, or (B, T) of each token; values: (B, T) of the
-    critic before each token; mask: (B, T), real tokens first. Values on padding do not matter (in
-    the trainer released with NGRPO the one after the end leaks into the last token).
-    whitened: the advantages have mean 0 and variance 1 over all real tokens of the batch.
-    Raises InputError for shapes that differ, a row without a token, holes, and gamma or lam
-    outside [0, 1]. O(B T).
+    rewards: (B,) for the whole answer, or (B, T) a token; values, mask: (B, T). whitened: the
+    advantages (not the returns) as (A - mean) / sqrt(variance + 1e-8), variance unbiased, over all
+    tokens of the batch; groups don't matter. No gradient. float32 or float64 as the values are.
+    Raises InputError for other shapes, a row without a token, gamma or lam outside [0, 1], and
+    rewards or values that are not finite; what stands where the mask is may be anything.
+    O(B T); a row depends on itself alone, unless whitened.
 
-    >>> ones = torch.ones(1, 3)
-    >>> generalized_advantages(torch.tensor([1.0]), 0.25 * ones, ones).advantages
-    tensor([[0.7500, 0.7500, 0.7500]])
+    >>> V = torch.tensor([[0.5, 0.25, 9.0]])
+    >>> generalized_advantage([1.0], V, torch.tensor([[1, 1, 0]]), lam=0.5).advantages
+    tensor([[0.1250, 0.7500, 0.0000]])
     """
-    shape = tuple(values.shape)
-    require(len(shape) == 2, "values", shape, "(B, T)")
-    require(mask.shape == values.shape, "mask", tuple(mask.shape), f"{shape}, as values")
-    fits = tuple(rewards.shape) in {shape, shape[:1]}
-    require(fits, "rewards", tuple(rewards.shape), f"{shape[:1]} or {shape}")
-    require(0 <= gamma <= 1 and 0 <= lam <= 1, "gamma, lam", (gamma, lam), "numbers in [0, 1]")
-    real = mask.bool()
-    tokens = real.sum(dim=1)
-    require(bool((tokens > 0).all()), "mask", "a row without a token", "a token or more a row")
-    first = torch.arange(shape[1], device=mask.device) < tokens[:, None]
-    require(bool((real == first).all()), "mask", "a hole, or padding on the left", "tokens first")
-    r, V = rewards, torch.where(real, values, 0.0)
+    for name, share in (("gamma", gamma), ("lam", lam)):
+        require(0 <= share <= 1, name, share, "a number in [0, 1]")
+    V, m = torch.as_tensor(values).detach(), torch.as_tensor(mask)
+    V = V if V.dtype == torch.float64 else V.float()
+    require(V.ndim == 2, "values", f"shape {tuple(V.shape)}", "(B, T)")
+    require(m.shape == V.shape, "mask", f"shape {tuple(m.shape)}", f"{tuple(V.shape)}, as values")
+    m = m.to(V.device).bool()
+    counts = m.sum(dim=1)
+    empty = (counts == 0).nonzero()[:1, 0].tolist()
+    require(not empty, "mask", f"no token in row {empty}", "at least one in every row")
+    r = torch.as_tensor(rewards).detach().to(V)
+    B = len(V)
+    fits = r.shape in {(B,), tuple(V.shape)}
+    require(fits, "rewards", f"shape {tuple(r.shape)}", f"({B},) or {tuple(V.shape)}")
+    order = (~m).long().argsort(dim=1, stable=True)  # the tokens that are there first
+    there = torch.arange(V.shape[1], device=V.device) < counts[:, None]
     if r.ndim == 1:
-        r = torch.zeros_like(V).scatter(1, tokens[:, None] - 1, rewards[:, None].to(V.dtype))
-    ahead = torch.nn.functional.pad(V[:, 1:], (0, 1))
-    A = returns_to_go(r + gamma * ahead - V, real, gamma=gamma * lam)
-    return CriticAdvantages(whiten(A, real) if whitened else A, (A + V) * real)
+        last = torch.nn.functional.one_hot(counts - 1, V.shape[1]).to(V)
+        earned = r[:, None] * last
+    else:
+        earned = r.gather(1, order)
+    for name, x in (("rewards", earned), ("values", V.gather(1, order))):
+        require(bool(x[there].isfinite().all()), name, "NaN or infinity", "finite numbers")
+    earned, before = (torch.where(there, x, 0.0) for x in (earned, V.gather(1, order)))
+    after = torch.nn.functional.pad(before[:, 1:], (0, 1))
+    found = returns_to_go(earned + gamma * after - before, there, gamma * lam)
+    back = torch.zeros_like(V)
+    A = back.scatter(1, order, found)
+    returns = back.scatter(1, order, found + before)
+    return TokenAdvantages(whiten(A, m) if whitened else A, returns)

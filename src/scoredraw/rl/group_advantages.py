@@ -1,31 +1,41 @@
-"""Advantages of sampled answers from the rewards of their group: NGRPO and what it is measured by.
+"""How good an answer is beside the others to its prompt: GRPO and its relatives behind one call.
 
-GRPO compares an answer with the others to its prompt, A = (r - mean) / (std + eps), and so learns
-nothing from a group whose answers are all wrong. NGRPO computes mean and deviation as if n more
-answers with the highest reward had been sampled,
+With r_1 .. r_G the rewards of the answers to one prompt, μ their mean and σ their deviation:
 
-    R' = R + n · {r_max},    A_i = (r_i - mean R') / (std R' + eps),
+    grpo, dapo            (r - μ) / (σ + eps)
+    dr_grpo               r - μ
+    rloo                  r - the mean of the others
+    ngrpo                 (r - μ') / (σ' + eps), μ' and σ' with n virtual answers of the highest
+                          reward: a group of wrong answers gets -1/√(G+1) each instead of nothing
+    psr, nsr, w_reinforce right answers 1, 0 or λ; wrong ones 0, -1 or -1; no comparison
+    reinforce_pp          r, and reinforce_pp_baseline r - μ, standardised over the batch
+    remax                 r - the reward of the greedy answer
 
-so that every answer of an all-wrong group is pushed down; the update is clipped more narrowly for
-bad answers than for good ones. With rewards 0 and 1, k of G right and n = 1, at eps = 0:
+Besides, a method says how far one batch may move the policy (for good answers up to 1 + eps_high,
+for bad ones down to 1 - eps_low), how the loss is averaged, and which answers are not trained on.
+`GROUP_METHODS` holds that.
 
-    A_right = sqrt(G (G - k) / ((k + 1)(G + 1))),   A_wrong = -sqrt(G (k + 1) / ((G - k)(G + 1))).
+What a virtual answer does. Let p be the chance of a right answer. As E ∇ log π = 0, the gradient of
+a group that is all wrong has the mean
 
-What that can teach (derived): on average over all samples a constant advantage teaches nothing,
-since E[∇log π(y)] = 0. Given that all G are wrong, where p is the chance to be right,
+    E[Σ_i A_i ∇ log π(y_i) | all wrong]  =  c G p/(1-p) E[∇ log π | right],    c = 1/√(G+1),
 
-    E[Σ_i A_i ∇log π(y_i)] = G p / ((1 - p) sqrt(G + 1)) · E[∇log π | right]:
+the right direction, but next to nothing where p is small, and with a variance that grows as c². It
+is a shift of the baseline: what it helps must come from parameters that prompts share.
 
-the right direction, but as faint as the answer is rare. It is a shift of the baseline, and helps
-through what problems share.
-
-Nan, Chen, Huang, Lu, Wang, Xie, Xiong, Zeng, Zhou, Li and Xu 2025, arXiv 2509.18851.
+Nan et al., "NGRPO: negative-enhanced group relative policy optimization", 2025, arXiv 2509.18851
+(the law is derived here). The others: GRPO, Shao et al. 2024, arXiv 2402.03300; Dr. GRPO, Liu et
+al. 2025, arXiv 2503.20783; RLOO, Ahmadian et al. 2024, arXiv 2402.14740; DAPO, Yu et al. 2025,
+arXiv 2503.14476; PSR, NSR and W-REINFORCE, Zhu et al. 2025, arXiv 2506.01347; REINFORCE++, Hu et
+al. 2025, arXiv 2501.03262; ReMax, Li et al. 2023, arXiv 2310.10505.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +47,10 @@ from scoredraw.rl.reward_groups import (
     RewardGroups,
     Transformation,
     centre,
+    chain,
     group_rewards,
     keep_single,
+    reward_vector,
     scale,
     virtual_sample,
 )
@@ -46,35 +58,48 @@ from scoredraw.rl.reward_groups import (
 if TYPE_CHECKING:
     from scoredraw.rl.trainer import Rollouts
 
-FILTERS = ("none", "all_correct", "all_incorrect", "all")
+TRL_LOSSES = {"token_mean": "bnpo", "seq_mean": "grpo", "dr_grpo": "dr_grpo", "dapo": "dapo"}
+FILTERS = ("none", "all_correct", "all_incorrect", "all", "correct", "incorrect")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What belongs to an estimator besides its advantages.
+class GroupMethod:
+    """What belongs to a method besides its advantages.
 
-    clip: how far the ratio may fall and rise; aggregation: as `clipped_policy_loss` has it;
-    drop: the groups that are left out; one_sign: answers with advantage 0 are left out too.
+    eps_low, eps_high: its clip; aggregation: of its loss, as `clipped_policy_loss` has it; filter:
+    what is not trained on, as `kept_answers` has it.
     """
 
-    clip: tuple[float, float] = (0.2, 0.2)
-    aggregation: str = "seq_mean"
-    drop: str = "none"
-    one_sign: bool = False
+    eps_low: float = 0.2
+    eps_high: float = 0.2
+    aggregation: str = "token_mean"
+    filter: str = "none"
+
+    def trl_options(self) -> dict[str, Any]:
+        """Clip and aggregation as options of TRL's GRPOConfig.
+
+        TRL's ratio is 1, and no clip acts, unless a batch is used more than once: set its
+        num_iterations to 2 or more.
+
+        >>> GROUP_METHODS["ngrpo"].trl_options()
+        {'epsilon': 0.16, 'epsilon_high': 0.24, 'loss_type': 'bnpo'}
+        """
+        loss = TRL_LOSSES[self.aggregation]
+        return {"epsilon": self.eps_low, "epsilon_high": self.eps_high, "loss_type": loss}
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "grpo": Recipe(),
-    "dr_grpo": Recipe(aggregation="dr_grpo"),
-    "rloo": Recipe(aggregation="seq_sum"),
-    "dapo": Recipe((0.2, 0.28), "dapo", drop="all"),
-    "ngrpo": Recipe((0.16, 0.24), "token_mean", drop="all_correct"),
-    "psr": Recipe(aggregation="token_mean", one_sign=True),
-    "nsr": Recipe(aggregation="token_mean", one_sign=True),
-    "w_reinforce": Recipe(aggregation="token_mean"),
-    "reinforce_pp": Recipe(aggregation="token_mean"),
-    "reinforce_pp_baseline": Recipe(aggregation="token_mean"),
-    "remax": Recipe(aggregation="seq_sum"),
+GROUP_METHODS = {
+    "grpo": GroupMethod(aggregation="seq_mean"),
+    "dr_grpo": GroupMethod(aggregation="dr_grpo"),
+    "rloo": GroupMethod(),
+    "dapo": GroupMethod(0.2, 0.28, "dapo", "all"),
+    "ngrpo": GroupMethod(0.16, 0.24, filter="all_correct"),
+    "psr": GroupMethod(filter="incorrect"),
+    "nsr": GroupMethod(filter="correct"),
+    "w_reinforce": GroupMethod(),
+    "reinforce_pp": GroupMethod(),
+    "reinforce_pp_baseline": GroupMethod(),
+    "remax": GroupMethod(),
 }
 
 
@@ -83,163 +108,288 @@ def group_advantages(
     group_ids: Any = None,
     num_generations: int = 8,
     estimator: str = "ngrpo",
-    *,
     max_reward: Any = 1.0,
     num_virtual: int = 1,
-    positive_weight: float = 0.1,
-    greedy_rewards: Any = None,
     ddof: int = 1,
     eps: float = EPS,
+    *,
     single_sample: str = "zero",
+    positive_weight: float = 0.1,
+    greedy_rewards: Any = None,
 ) -> Tensor:
-    """(B,) advantages of answers from their rewards (B,), by one of eleven estimators.
+    """Advantages (B,) of B answers from their rewards (B,): formulas at the head.
 
-    With mean and std of the group and R = max_reward (a number, or one a group by its id):
-    - "ngrpo" as at the head of this file; num_virtual = 0 is GRPO,
-    - "grpo", "dapo" (r - mean) / (std + eps); "dr_grpo" r - mean; "rloo" r - mean of the others,
-    - "psr" r; "nsr" r - R; "w_reinforce" positive_weight · r + (r - R): learning from right answers
-      alone, from wrong ones alone, and from both (Zhu et al. 2025, arXiv 2506.01347),
-    - "reinforce_pp" (r - mean) / (std + eps) of the batch; "reinforce_pp_baseline" r less the mean
-      of the group, over the deviation of that in the batch (Hu et al. 2025, arXiv 2501.03262),
-    - "remax" r - greedy_rewards, one a group (Li et al. 2023, arXiv 2310.10505).
+    rewards: numbers, None or NaN where there is none: out of all means and deviations, and 0 here.
+    group_ids: (B,) integers in any order, groups of any sizes; or num_generations answers to a
+    prompt after one another. estimator: a name of `GROUP_METHODS`.
+    max_reward: the highest reward there is, a number or one a group in rising order of ids; for
+    ngrpo (num_virtual answers of it) and psr, nsr, w_reinforce, whose rewards are 0 or max_reward;
+    1, 0, -1 and λ at the head are then in units of it. positive_weight: λ.
+    ddof, eps: of the deviations. GRPO as TRL has it is estimator "grpo" with eps 1e-4.
+    single_sample: a group with one reward gets 0 ("zero"), or ("raw", as the released trainers)
+    the reward, over 1 + eps where the method divides by a deviation.
+    greedy_rewards: of the greedy answer to each prompt, (P,), for remax.
 
-    group_ids: (B,) integers in any order; without them num_generations rows after one another are
-    a group. None and NaN are rows without a reward: left out of everything, advantage 0.
-    single_sample: a group with one reward has advantage 0, or "raw" r / (1 + eps) as the released
-    trainers have it ("grpo", "dapo", "ngrpo"; no virtual answers then). Raises InputError for
-    infinite rewards, one above R ("ngrpo"), ids or batches that do not fit, and an unknown
-    estimator. Half precision becomes float32. Each group on its own, but for "reinforce_pp" and
-    its baseline. O(B log B).
+    float32, or float64 where the rewards are; the arithmetic is float64, on the rewards' device.
+    Equal rewards give exactly 0 where they are compared with each other. All wrong, ngrpo gives
+    -1/√(G+1), whatever the common reward below max_reward (n = 1, eps = 0). The released trainers
+    whiten reinforce_pp over tokens: `whiten(to_tokens(A, mask), mask)` does that to these.
+    Raises InputError for what `group_rewards` refuses, a reward above max_reward, an unknown
+    estimator, and an option outside its range. A group's advantages depend on that group alone
+    except for reinforce_pp and its baseline. O(B log B).
 
-    >>> group_advantages([0, 0, 0, 0, 1, 1, 0, 0], num_generations=4).round(decimals=3)
-    tensor([-0.4470, -0.4470, -0.4470, -0.4470,  0.7300,  0.7300, -1.0950, -1.0950])
+    >>> group_advantages([0, 0, 0, 1, 0, 0, 0, 0], num_generations=4).round(decimals=3)
+    tensor([-0.7300, -0.7300, -0.7300,  1.0950, -0.4470, -0.4470, -0.4470, -0.4470])
+    >>> group_advantages([0, 0, 0, 1, 0, 0, 0, 0], num_generations=4, estimator="grpo")
+    tensor([-0.5000, -0.5000, -0.5000,  1.5000,  0.0000,  0.0000,  0.0000,  0.0000])
     """
-    groups = group_rewards(rewards, group_ids, num_generations)
-    require(estimator in RECIPES, "estimator", repr(estimator), ", ".join(RECIPES))
-    require(single_sample in {"zero", "raw"}, "single_sample", repr(single_sample), "zero or raw")
-    if estimator in {"grpo", "dapo", "ngrpo"}:
-        steps: list[Transformation] = [centre(), scale(ddof=ddof, eps=eps)]
-        if estimator == "ngrpo":
-            steps.insert(0, virtual_sample(max_reward, num_virtual))
-        done = _through(groups, *steps)
-        return (keep_single(groups, done, eps) if single_sample == "raw" else done).values()
-    if estimator in {"dr_grpo", "rloo"}:
-        return _through(groups, centre("others" if estimator == "rloo" else "group")).values()
-    if estimator == "reinforce_pp":
-        return _through(groups, centre("batch"), scale("batch", ddof, eps)).values()
-    if estimator == "reinforce_pp_baseline":
-        return _through(groups, centre(), scale("batch", ddof, eps, of="values")).values()
-    r = groups.values()
-    if estimator == "remax":
-        level = _of_answers(groups, greedy_rewards, "greedy_rewards")
-        return _scored(groups, r - level)
-    top = _of_answers(groups, max_reward, "max_reward")
-    found = {"psr": r, "nsr": r - top, "w_reinforce": positive_weight * r + r - top}
-    return _scored(groups, found[estimator])
+    check_options(estimator, num_virtual, ddof, eps, single_sample, positive_weight)
+    given = reward_vector(rewards)
+    groups = group_rewards(given.double(), group_ids, num_generations)
+    top = partial(top_rewards, groups, max_reward, like=rewards)
+    raw = single_sample == "raw"
+    if estimator in {"psr", "nsr", "w_reinforce"}:
+        worth = {"psr": (1.0, 0.0), "nsr": (0.0, -1.0), "w_reinforce": (positive_weight, -1.0)}
+        steps = [verdict(top(), *worth[estimator])]
+    elif estimator == "remax":
+        require(greedy_rewards is not None, "greedy_rewards", None, "one a group, for remax")
+        steps = [subtract(one_a_group(groups, greedy_rewards, "greedy_rewards"))]
+    elif estimator in {"reinforce_pp", "reinforce_pp_baseline"}:
+        steps = [centre("batch"), scale("batch", ddof, eps, of="values")]
+        if estimator == "reinforce_pp_baseline":
+            steps = [*compared(groups, "group", raw), *steps]
+    elif estimator in {"dr_grpo", "rloo"}:
+        steps = compared(groups, "others" if estimator == "rloo" else "group", raw)
+    else:
+        ghosts = [virtual_sample(top(), num_virtual)] if estimator == "ngrpo" else []
+        steps = [*ghosts, *compared(groups, "group", raw, scale("group", ddof, eps), eps)]
+    return chain(*steps)(groups).to(given.dtype)
 
 
-def _through(groups: RewardGroups, *steps: Transformation) -> RewardGroups:
-    for step in steps:
-        groups = step(groups)
-    return groups
+def check_options(
+    estimator: str,
+    num_virtual: int,
+    ddof: int,
+    eps: float,
+    single_sample: str,
+    positive_weight: float,
+) -> None:
+    """InputError for an option that `group_advantages` doesn't know."""
+    require(estimator in GROUP_METHODS, "estimator", repr(estimator), ", ".join(GROUP_METHODS))
+    require(num_virtual >= 0, "num_virtual", num_virtual, "0 or more")
+    require(ddof in {0, 1}, "ddof", ddof, "0 or 1")
+    require(0 <= eps < math.inf, "eps", eps, "a number of at least 0")
+    known = single_sample in {"zero", "raw"}
+    require(known, "single_sample", repr(single_sample), "'zero' or 'raw'")
+    fine = 0 <= positive_weight < math.inf
+    require(fine, "positive_weight", positive_weight, "a number of at least 0")
 
 
-def _of_answers(groups: RewardGroups, values: Any, name: str) -> Tensor:
-    """(B,) a number, or one a group, at each answer."""
-    require(values is not None, name, "None", "a number, or one a group")
-    x = torch.as_tensor(values, dtype=groups.table.dtype, device=groups.table.device)
+# ── steps of the chain ──────────────────────────────────────────────────────────────────────────
+
+
+def compared(
+    groups: RewardGroups, over: str, raw: bool, scaled: Transformation | None = None, eps: float = 0
+) -> list[Transformation]:
+    """Less the mean of the group or of the others, then scaled; raw: single rewards stay."""
+    steps = [from_best, centre(over), *([scaled] if scaled else [])]
+    return [*steps, lambda done: keep_single(groups, done, eps)] if raw else steps
+
+
+def from_best(groups: RewardGroups) -> RewardGroups:
+    """Rewards counted from the group's best: equal ones are exactly 0, and so is their mean."""
+    return subtract(ends(groups)[1])(groups)
+
+
+def subtract(baseline: Tensor) -> Transformation:
+    """Minus a number a group, (P,)."""
+    return lambda groups: replace(groups, table=groups.table - baseline[:, None])
+
+
+def verdict(top: Tensor, right: float, wrong: float) -> Transformation:
+    """top · right for each reward that is `top` (P,), top · wrong for each that is 0."""
+
+    def judge(groups: RewardGroups) -> RewardGroups:
+        x, high = groups.table, top[:, None]
+        odd = x[(x != 0) & (x != high) & ~x.isnan()][:1].tolist()
+        require(not odd, "rewards", odd, "0 or max_reward for psr, nsr and w_reinforce")
+        worth = torch.where(x == high, right * high, wrong * high)
+        return replace(groups, table=torch.where(x.isnan(), x, worth))
+
+    return judge
+
+
+def ends(groups: RewardGroups) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest reward of each group, (P,): inf and -inf where there is none."""
+    x = groups.table
+    if not x.numel():
+        return x.new_zeros(len(x)), x.new_zeros(len(x))
+    return x.nan_to_num(nan=math.inf).amin(dim=1), x.nan_to_num(nan=-math.inf).amax(dim=1)
+
+
+def one_a_group(groups: RewardGroups, values: Any, name: str) -> Tensor:
+    """(P,) finite numbers, one a group, from such or from one for all."""
+    given = torch.as_tensor(values, dtype=groups.table.dtype, device=groups.table.device)
     P = len(groups.table)
-    fits = x.ndim == 0 or x.shape == (P,)
-    require(fits, name, f"shape {tuple(x.shape)}", f"a number, or one a group ({P},)")
-    return x.expand(P)[groups.groups()]
+    fits = given.ndim == 0 or given.shape == (P,)
+    require(fits, name, f"shape {tuple(given.shape)}", f"a number, or one a group ({P},)")
+    require(bool(given.isfinite().all()), name, "NaN or infinity", "finite numbers")
+    return given.expand(P)
 
 
-def _scored(groups: RewardGroups, x: Tensor) -> Tensor:
-    return torch.where(groups.table.reshape(-1)[groups.place].isnan(), 0.0, x)
+def top_rewards(groups: RewardGroups, max_reward: Any, like: Any) -> Tensor:
+    """(P,) the highest reward there is for each group; InputError for a reward above it.
+
+    Rounded as the rewards `like` are, so that a reward of 0.7 is one of 0.7 in half precision too.
+    """
+    top = one_a_group(groups, max_reward, "max_reward")
+    if not isinstance(like, Tensor):
+        like = reward_vector(like)
+    top = top.to(like.dtype).double() if like.is_floating_point() else top
+    best = ends(groups)[1]
+    worst = best[best > top][:1].tolist()
+    require(not worst, "rewards", f"{worst} above max_reward", "at most max_reward")
+    return top
 
 
-# ── what is left out ────────────────────────────────────────────────────────────────────────────
+# ── what is not trained on, and what is too long ────────────────────────────────────────────────
 
 
-def keep_groups(
+def kept_answers(
     rewards: Any,
     group_ids: Any = None,
     num_generations: int = 8,
-    drop: str = "all_correct",
-    *,
+    filter: str = "all_correct",
     max_reward: Any = 1.0,
-    min_reward: float = 0.0,
 ) -> Tensor:
-    """(B,) bool: the answers of groups that stay.
+    """(B,) bool: the answers that a filter leaves to train on.
 
-    drop: "all_correct" leaves out groups whose rewards all reach max_reward, "all_incorrect" those
-    in which none is above min_reward, "all" both, "none" neither. Groups without any reward count
-    as neither.
+    filter, what it drops: "all_correct" groups whose rewards are all max_reward; "all_incorrect"
+    groups whose rewards are all the same, and lower; "all" both (DAPO); "correct" and "incorrect"
+    the answers with and without max_reward (NSR trains on wrong ones alone, PSR on right ones);
+    "none" nothing. "all" and "none" don't look at max_reward. A group with one reward stays, as in
+    the released trainers, and so does an answer without a reward. Other arguments and errors as
+    `group_advantages`.
 
-    >>> keep_groups([1, 1, 0, 0, 1, 0], num_generations=2, drop="all")
-    tensor([False, False, False, False,  True,  True])
+    >>> kept_answers([1, 1, 0, 1, 0, 0], num_generations=2).tolist()
+    [False, False, True, True, True, True]
     """
-    require(drop in FILTERS, "drop", repr(drop), ", ".join(FILTERS))
-    groups = group_rewards(rewards, group_ids, num_generations)
-    lowest = groups.table.nan_to_num(nan=torch.inf).amin(dim=1)[groups.groups()]
-    highest = groups.table.nan_to_num(nan=-torch.inf).amax(dim=1)[groups.groups()]
-    known = groups.size[groups.groups()] > 0
-    right = known & (lowest >= _of_answers(groups, max_reward, "max_reward"))
-    wrong = known & (highest <= min_reward)
-    out = torch.zeros_like(right)
-    if drop in {"all_correct", "all"}:
-        out = out | right
-    if drop in {"all_incorrect", "all"}:
-        out = out | wrong
-    return ~out
+    require(filter in FILTERS, "filter", repr(filter), ", ".join(FILTERS))
+    groups = group_rewards(reward_vector(rewards).double(), group_ids, num_generations)
+    low, high = ends(groups)
+    dropped = (low == high) & (groups.size > 1) & (filter != "none")
+    if filter in {"none", "all"}:
+        return ~dropped[groups.groups()]
+    top = top_rewards(groups, max_reward, like=rewards)
+    if filter in {"all_correct", "all_incorrect"}:
+        dropped &= (high == top) == (filter == "all_correct")
+        return ~dropped[groups.groups()]
+    x = groups.table.reshape(-1)[groups.place]
+    right = x == top[groups.groups()]
+    return ~right if filter == "correct" else right | x.isnan()
 
 
-def overlong_penalty(lengths: Any, max_length: int, margin: int) -> Tensor:
-    """DAPO's soft punishment of long answers, in [-1, 0]; to be added to the reward.
+def fill_batch(
+    generate: Callable[[], Any],
+    groups: int,
+    num_generations: int = 8,
+    filter: str = "all",
+    max_reward: Any = 1.0,
+    *,
+    max_batches: int = 10,
+) -> Tensor:
+    """DAPO's dynamic sampling: generate batches until a filter has left enough groups.
 
-    0 up to max_length - margin tokens, then down in a line to -1 at max_length and beyond.
-    Yu et al. 2025, arXiv 2503.14476.
+    generate: called up to max_batches times, samples answers and returns their rewards (B,),
+    num_generations to a prompt after one another. -> int64 (N, 2): the call and the row of every
+    answer to train on, those of the first `groups` groups, or of all if there are fewer. filter:
+    one that drops groups. Raises InputError as `kept_answers`, and for counts below 1.
 
-    >>> overlong_penalty([10, 15, 20, 30], 20, 10)
+    >>> batches = iter([[1, 1, 0, 1], [0, 0, 0, 1]])
+    >>> fill_batch(lambda: next(batches), groups=2, num_generations=2).tolist()
+    [[0, 2], [0, 3], [1, 2], [1, 3]]
+    """
+    of_groups = [name for name in FILTERS if name not in {"correct", "incorrect"}]
+    require(filter in of_groups, "filter", repr(filter), ", ".join(of_groups))
+    counts = groups >= 1 and max_batches >= 1
+    require(counts, "groups, max_batches", (groups, max_batches), "at least 1")
+    found, wanted = [torch.zeros(0, 2, dtype=torch.int64)], groups * num_generations
+    for call in range(max_batches):
+        kept = kept_answers(generate(), None, num_generations, filter, max_reward)
+        rows = kept.nonzero()[:, 0].cpu()
+        found.append(torch.stack([torch.full_like(rows, call), rows], dim=1))
+        if sum(map(len, found)) >= wanted:
+            break
+    return torch.cat(found)[:wanted]
+
+
+def overlong_penalty(lengths: Any, longest: int, cache: int) -> Tensor:
+    """DAPO's penalty for answers of `lengths` tokens, to be added to their rewards: same shape.
+
+    0 up to longest - cache tokens, then falling linearly to -1 at `longest` and beyond. Filter by
+    the rewards without it. Raises InputError for negative lengths and a cache above `longest`.
+    Yu et al. 2025, arXiv 2503.14476, equation 13; TRL has it as `get_soft_overlong_punishment`.
+
+    >>> overlong_penalty([70, 90, 100, 300], longest=100, cache=20)
     tensor([ 0.0000, -0.5000, -1.0000, -1.0000])
     """
-    require(0 < margin <= max_length, "margin", margin, f"from 1 to max_length = {max_length}")
-    over = torch.as_tensor(lengths).float() - (max_length - margin)
-    return 0 - (over / margin).clamp(0, 1)
+    fine = 0 <= cache <= longest and longest > 0
+    require(fine, "longest, cache", (longest, cache), "0 <= cache <= longest, and longest > 0")
+    tokens = torch.as_tensor(lengths)
+    require(bool((tokens >= 0).all()), "lengths", "a negative one", "counts of tokens")
+    if cache == 0:
+        return torch.where(tokens > longest, -1.0, 0.0)
+    return (longest - cache - tokens).clamp(-cache, 0) / cache
+
+
+# ── in TRL ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class GroupAdvantage:
-    """An estimator as the `advantage_fn` of `AdvantageGRPOTrainer`.
+    """A method of this file as the `advantage_fn` of `AdvantageGRPOTrainer`.
 
-    drop: which groups are left out, the estimator's own if None. Where groups or answers can be
-    left out it returns the advantages and a mask of what stays. Options as `group_advantages`.
-    The clip and the aggregation are TRL's to set: `trl_options` has them.
+    filter: as `kept_answers`; None for the method's own. Other options: of `group_advantages`.
+    greedy_rewards, for remax: a function of the rollouts that gives (P,). Returns advantages (B,),
+    and with a filter also which answers to train on. Give the trainer
+    `GROUP_METHODS[estimator].trl_options()` for the method's clip and loss. TRL asks for one batch
+    of prompts a step: what a filter drops isn't sampled again, as `fill_batch` does.
 
-    >>> GroupAdvantage("dapo").trl_options()
-    {'loss_type': 'dapo', 'epsilon': 0.2, 'epsilon_high': 0.28}
+    >>> from types import SimpleNamespace
+    >>> batch = SimpleNamespace(reward=torch.tensor([0., 0., 1., 1.]),
+    ...                         group_ids=torch.tensor([0, 0, 1, 1]))
+    >>> GroupAdvantage("ngrpo")(batch)
+    (tensor([-0.5773, -0.5773,  0.0000,  0.0000]), tensor([ True,  True, False, False]))
     """
 
-    def __init__(self, estimator: str = "ngrpo", drop: str | None = None, **options: Any) -> None:
-        require(estimator in RECIPES, "estimator", repr(estimator), ", ".join(RECIPES))
-        self.recipe = RECIPES[estimator]
-        self.drop = self.recipe.drop if drop is None else drop
-        require(self.drop in FILTERS, "drop", repr(drop), ", ".join(FILTERS))
-        self.estimator, self.options = estimator, options
-        group_advantages([0.0, 0.0], num_generations=2, estimator=estimator, **options)
+    def __init__(
+        self,
+        estimator: str = "ngrpo",
+        *,
+        filter: str | None = None,
+        max_reward: float = 1.0,
+        num_virtual: int = 1,
+        ddof: int = 1,
+        eps: float = EPS,
+        single_sample: str = "zero",
+        positive_weight: float = 0.1,
+        greedy_rewards: Callable[[Rollouts], Any] | None = None,
+    ) -> None:
+        check_options(estimator, num_virtual, ddof, eps, single_sample, positive_weight)
+        self.filter = GROUP_METHODS[estimator].filter if filter is None else filter
+        require(self.filter in FILTERS, "filter", repr(filter), ", ".join(FILTERS))
+        needed = estimator != "remax" or callable(greedy_rewards)
+        require(needed, "greedy_rewards", greedy_rewards, "a function of the rollouts, for remax")
+        self.max_reward, self.greedy_rewards = max_reward, greedy_rewards
+        self.options: dict[str, Any] = {
+            "estimator": estimator, "num_virtual": num_virtual, "ddof": ddof, "eps": eps,
+            "single_sample": single_sample, "positive_weight": positive_weight,
+        }  # fmt: skip
 
     def __call__(self, rollouts: Rollouts) -> Tensor | tuple[Tensor, Tensor]:
-        """(B,) advantages, and the mask of the answers that stay."""
-        r, ids = rollouts.reward, rollouts.group_ids
-        A = group_advantages(r, ids, estimator=self.estimator, **self.options)
-        if self.drop == "none" and not self.recipe.one_sign:
-            return A
-        top = self.options.get("max_reward", 1.0)
-        keep = keep_groups(r, ids, drop=self.drop, max_reward=top)
-        return A, keep & (A != 0) if self.recipe.one_sign else keep
-
-    def trl_options(self) -> dict[str, Any]:
-        """Loss and clip of the method as GRPOConfig names them."""
-        names = {"token_mean": "bnpo", "seq_mean": "grpo", "seq_sum": "luspo"}
-        low, high = self.recipe.clip
-        how = self.recipe.aggregation
-        return {"loss_type": names.get(how, how), "epsilon": low, "epsilon_high": high}
+        """(B,) advantages of the batch; beside them, with a filter, a mask (B,)."""
+        reward, ids, top = rollouts.reward, rollouts.group_ids, self.max_reward
+        greedy = None if self.greedy_rewards is None else self.greedy_rewards(rollouts)
+        found = group_advantages(reward, ids, max_reward=top, greedy_rewards=greedy, **self.options)
+        if self.filter == "none":
+            return found
+        return found, kept_answers(reward, ids, filter=self.filter, max_reward=top)
