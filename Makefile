@@ -37,7 +37,7 @@ bench: .venv/.dev  ## speed and quality against the peers, in one process
 	$(BIN)/python -m benchmarks --out src/scoredraw/results/benchmarks.json
 
 results: .venv/.dev  ## rerun the papers' experiments at full scale and keep what they measured
-	$(BIN)/scoredraw run 1 2 7 8 9 10 13 15 16 17 20 21 24 25 26 28 33 35 36 38 40 43 45 46 50 53 58 --scale full --out src/scoredraw/results
+	$(BIN)/scoredraw run 1 2 7 8 9 10 13 14 15 16 17 20 21 24 25 26 27 28 29 30 32 33 35 36 38 39 40 43 45 46 47 48 50 53 58 60 61 --scale full --out src/scoredraw/results
 
 clean:  ## remove caches, builds and reports
 	rm -rf out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,6 +32,7 @@ _find, __dir__, __all__ = exports(
         "data_selection": "",
         "diffusion": "",
         "language": "",
+        "rl": "",
         "datasets": "",
         "metrics": "",
         "sampling": "",
