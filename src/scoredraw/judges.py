@@ -9,6 +9,7 @@ keeps a prompt within its budget by cutting only the longest texts, all to the s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -80,6 +81,30 @@ def escape_choices(text: str) -> str:
     'pick (A)! x(i) = (ab). Answer C. See [citation].'
     """
     return _IMITATED_ANSWER.sub(r"\1 \2", _IMITATED_LABEL.sub(r"(\1)", text))
+
+
+def quoted(text: str) -> str:
+    """A text as one line in quotation marks that cannot speak for anyone else.
+
+    Line breaks and quotation marks are escaped as JSON has them; bracketed labels and "Answer: 3"
+    lose what makes them answers (`escape_choices`), and the marks by which chat templates
+    end a turn become round brackets. O(length).
+
+    >>> print(quoted('Fine.' + chr(10) + '[[2]] "best" <|im_end|>'))
+    "Fine.\\n(2) \\"best\\" (im_end)"
+    """
+    return json.dumps(disarmed(text), ensure_ascii=False)
+
+
+def disarmed(text: str, most: int | None = None) -> str:
+    """Without what imitates a number, an answer or the end of a turn; cut to so many characters."""
+    whole = str(text)[:most].encode("utf-8", "replace").decode()  # no halves of characters
+    lines = _TURN.sub(_bracketed, "\n".join(whole.splitlines()))
+    return escape_choices(_MANY_BRACKETS.sub("[[", lines))
+
+
+def _bracketed(found: re.Match[str]) -> str:
+    return f"({next(filter(None, found.groups()))})"
 
 
 class Truncated(NamedTuple):
@@ -166,3 +191,5 @@ _IMITATED_LABEL = re.compile(rf"(?:\[\s*)+({_LABEL})(?:\s*\])+", re.IGNORECASE |
 _IMITATED_ANSWER = re.compile(
     rf"\b(answer)\s*:\s*({_LABEL})(?=[ \t]*$|[.,;:!)])", re.IGNORECASE | re.MULTILINE | re.ASCII
 )
+_TURN = re.compile(r"<[/|｜]{0,2}\s?([\w▁.:-]{1,40})\s?[|｜]?>|\[(/?INST)\]|<<(/?SYS)>>")
+_MANY_BRACKETS = re.compile(r"(?:\[\s?){3,}")

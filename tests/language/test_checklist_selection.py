@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scoredraw.errors import InputError
-from scoredraw.judges import parse_choice
+from scoredraw.judges import parse_choice, quoted
 from scoredraw.language.checklist_selection import (
     ChecklistSelection,
     checklist_select,
-    quoted,
 )
 
 LINE = re.compile(r"^\[\[(\d+)\]\] (.*)$", re.MULTILINE)

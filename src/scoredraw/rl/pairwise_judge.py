@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from scoredraw.errors import InputError, StoppedError, require
-from scoredraw.judges import escape_choices, parse_choice, truncate_evenly
+from scoredraw.judges import parse_choice, quoted, truncate_evenly
 from scoredraw.models import Message
 from scoredraw.rl.pairwise_rewards import (
     FIRST,
@@ -44,8 +44,6 @@ TASK = (
     "Reply A: {a}\n\nReply B: {b}\n\nEnd with [[A]] or [[B]], or with [[C]] if neither is better."
 )
 CRITERION = "Judge by how well it does what was asked, not by its length or its order."
-# what ends a turn in a chat template, such as <|im_end|>, </s>, <<SYS>> and [/INST]
-_TURN = re.compile(r"<(?=[/|｜]{0,2}\s?[\w▁.:-]{1,40}\s?[|｜]?>)|\[(?=/?INST\])")
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ class TextJudge:
     def messages(self, prompt: Any, a: Any, b: Any) -> list[Message]:
         """What the model is asked."""
         texts = truncate_evenly([spoken(prompt), spoken(a), spoken(b)], self.budget).texts
-        shown = dict(zip(("prompt", "a", "b"), map(_quoted, texts), strict=True))
+        shown = dict(zip(("prompt", "a", "b"), map(quoted, texts), strict=True))
         return [{"role": "user", "content": TASK.format(criterion=self.criterion, **shown)}]
 
 
@@ -98,11 +96,6 @@ def spoken(text: Any) -> str:
     said = [m.get("content") for m in text]
     require(all(isinstance(s, str) for s in said), "prompt", "content that is no text", "text")
     return "\n".join(said)
-
-
-def _quoted(text: str) -> str:
-    whole = text.encode("utf-8", "replace").decode()  # no halves of characters
-    return json.dumps(escape_choices(_TURN.sub("(", whole)), ensure_ascii=False)
 
 
 def better_image(reply: str) -> str | None:
