@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from scoredraw.rl.calibrated_reward import (
 from scoredraw.rl.verbal_confidence import confidence_vote, read_stated
 
 pytestmark = pytest.mark.golden
-
-REAL = Path(__file__).parents[3] / "shared" / "data" / "47-rlcr-eval"
 
 
 def outputs(given: dict[str, Any]) -> dict[str, Any]:
@@ -78,17 +75,10 @@ def test_other_bins_move_the_ece(golden: Callable[[str], dict[str, Any]]) -> Non
     assert abs(float(expected_calibration_error(q, c)) - left) > 5e-3
 
 
-@pytest.fixture(scope="module")
-def real() -> Path:
-    if not REAL.is_dir():
-        pytest.skip("the released evaluations lie beside a checkout only")
-    return REAL
-
-
 @pytest.mark.parametrize("name", list(PUBLISHED))
-def test_published_evaluations(real: Path, name: str) -> None:
+def test_published_evaluations(name: str) -> None:
     """Accuracy, Brier, ECE and AUROC of five methods, to the decimals they are given with."""
-    methods = evaluations(real / f"{name}.csv")
+    methods = evaluations(name)
     assert list(methods) == list(PUBLISHED[name])
     for method, want in PUBLISHED[name].items():
         found = calibration_report(*methods[method])
@@ -97,9 +87,9 @@ def test_published_evaluations(real: Path, name: str) -> None:
             assert found[metric] == pytest.approx(value, rel=0, abs=near), (method, metric)
 
 
-def test_the_evaluations_hold_every_question(real: Path) -> None:
+def test_the_evaluations_hold_every_question() -> None:
     """And on the easy set RLCR is under-confident: .913 are right, the mean confidence is .61."""
     for name, n in {"math-500": 500, "gpqa": 448, "commonsenseqa": 1221}.items():
-        assert all(len(c) == len(q) == n for c, q in evaluations(real / f"{name}.csv").values())
-    _, q = evaluations(real / "commonsenseqa.csv")["RLCR"]
+        assert all(len(c) == len(q) == n for c, q in evaluations(name).values())
+    _, q = evaluations("commonsenseqa")["RLCR"]
     assert q.mean() == pytest.approx(0.61, abs=5e-3)

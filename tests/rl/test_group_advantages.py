@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scoredraw.errors import InputError
+from scoredraw.papers.math_groups import math_groups
 from scoredraw.rl.group_advantages import (
     GROUP_METHODS,
     GroupAdvantage,
@@ -31,7 +30,6 @@ from scoredraw.rl.token_credit import whiten
 
 pytestmark = pytest.mark.oracle
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "27-math-groups" / "groups.jsonl"
 COMPARING = ("grpo", "dapo", "dr_grpo", "rloo", "ngrpo")
 VERDICTS = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=9)
 GRADES = st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.7, 0.9]), min_size=2, max_size=9)
@@ -337,9 +335,7 @@ def test_penalty_for_length_is_trls() -> None:
 
 def test_real_groups() -> None:
     """100 MATH problems, 8 answers each: 86 all right, 4 all wrong."""
-    if not REAL.is_file():
-        pytest.skip("the groups of MATH answers lie beside a checkout only")
-    groups = [json.loads(line) for line in REAL.read_text("utf-8").splitlines()]
+    groups = math_groups()
     rewards = torch.tensor([float(right) for group in groups for right in group["correct"]])
 
     def silent(estimator: str) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from scoredraw.calibration import auroc
 from scoredraw.errors import InputError, StoppedError
+from scoredraw.papers.math_groups import math_groups
 from scoredraw.rl.pairwise_judge import TextJudge, WinRateReward, better_image
 from scoredraw.rl.pairwise_rewards import (
     CombinedAdvantage,
@@ -33,8 +32,6 @@ from scoredraw.rl.pairwise_rewards import (
 from scoredraw.rl.prompt_tests import prompt_test_scores
 
 pytestmark = pytest.mark.property
-
-GROUPS = Path(__file__).parents[3] / "shared" / "data" / "27-math-groups" / "groups.jsonl"
 
 
 def everyone(verdict: Callable[[int, int], Any], n: int) -> Tensor:
@@ -230,9 +227,7 @@ def test_what_the_audit_counts() -> None:
 
 def test_real_scores() -> None:
     """100 mathematics problems, 8 answers each, with a reward model's scores."""
-    if not GROUPS.is_file():
-        pytest.skip("the scored answers lie beside a checkout only")
-    rows = [json.loads(line) for line in GROUPS.read_text().splitlines()]
+    rows = math_groups()
     scores = torch.tensor([row["rm_score"] for row in rows], dtype=torch.float64)
     correct = np.array([row["correct"] for row in rows])
     solved = correct.all(axis=1)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scoredraw.errors import InputError
+from scoredraw.papers.math_groups import math_groups
 from scoredraw.rl.prefix_tree import prefix_tree
 from scoredraw.rl.reward_groups import centre, chain, group_rewards, scale
 from scoredraw.rl.tempo import (
@@ -27,7 +26,6 @@ from scoredraw.rl.tempo import (
 
 pytestmark = pytest.mark.oracle
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "27-math-groups" / "groups.jsonl"
 EOS = 9
 
 
@@ -301,9 +299,7 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
 
 def test_real_answers_are_trees() -> None:
     """100 MATH problems, 8 answers each, words for tokens."""
-    if not REAL.is_file():
-        pytest.skip("the MATH groups lie beside a checkout only")
-    groups = [json.loads(line) for line in REAL.read_text().splitlines()]
+    groups = math_groups()
     words = {"": 0}
     rows = [[words.setdefault(w, len(words)) for w in a.split()] for g in groups for a in g["responses"]]  # fmt: skip # noqa: E501
     tree = prefix_tree(rows, num_generations=8)

@@ -11,12 +11,9 @@ Nan et al., "NGRPO: negative-enhanced group relative policy optimization", 2025,
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoredraw.categorical import invert
-from scoredraw.errors import require
 from scoredraw.metrics import Estimate, mean_interval, paired_difference
 from scoredraw.papers.digit_bandit import (
     BATCH,
@@ -36,6 +32,7 @@ from scoredraw.papers.digit_bandit import (
     reinforce,
     taught,
 )
+from scoredraw.papers.math_groups import math_groups
 from scoredraw.papers.training import MLPEnsemble, one_thread
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 from scoredraw.rl.group_advantages import GROUP_METHODS, group_advantages, kept_answers
@@ -43,7 +40,6 @@ from scoredraw.rl.policy_loss import clipped_token_loss
 
 Float = NDArray[np.float64]
 
-VARIABLE = "SCOREDRAW_MATH_GROUPS"
 NGRPO, SYMMETRIC, GRPO, DAPO = "NGRPO", "NGRPO, clip .2 both ways", "GRPO", "DAPO"
 RLOO, PSR, NSR, WEIGHTED = "RLOO", "PSR", "NSR", "W-REINFORCE"
 BATCHWISE = "REINFORCE++"  # a baseline over the batch, which all-wrong groups are below too
@@ -214,17 +210,8 @@ def add_law(report: Report, plan: Plan, rng: int) -> None:
 
 def add_real_groups(report: Report) -> None:
     """How many groups of answers to MATH problems teach nothing."""
-    path = os.environ.get(VARIABLE)
-    if not path:
-        wanted = "JSON lines with `correct`, a list of 0 and 1 as long in every line"
-        report.notes.append(f"No groups of real answers: ${VARIABLE} names no file of {wanted}.")
-        return
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-        rewards = torch.tensor([json.loads(line)["correct"] for line in lines], dtype=torch.float64)
-        P, G = rewards.shape
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        require(False, VARIABLE, f"{path} ({error})", "JSON lines with `correct`, 0 and 1")
+    rewards = torch.tensor([row["correct"] for row in math_groups()], dtype=torch.float64)
+    P, G = rewards.shape
     dead: dict[str, float] = {}
     rows: list[list[Cell]] = []
     for estimator, method in GROUP_METHODS.items():

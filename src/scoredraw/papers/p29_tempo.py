@@ -14,12 +14,9 @@ arXiv 2509.18314.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoredraw.categorical import invert
-from scoredraw.errors import require
 from scoredraw.metrics import mean_interval, paired_difference
 from scoredraw.papers.digit_diffusion import ratio
+from scoredraw.papers.math_groups import math_groups
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 from scoredraw.rl.policy_loss import clipped_policy_loss
@@ -43,7 +40,6 @@ Float = NDArray[np.float64]
 Credit = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, rows, rewards -> (R, G, D)
 Arm = Callable[["TokenTrees"], Credit]
 
-VARIABLE = "SCOREDRAW_MATH_GROUPS"
 V, G = 3, 8  # tokens; answers a prompt
 RIGHT, FAVOURITE, SURE = 0.2, 0.8, 0.97  # probabilities at the start; a favourite without noise
 FIRST, GOAL, WINDOW = 50, 0.9, 5  # updates that count; success, as a mean of so many updates
@@ -432,17 +428,9 @@ def add_law(report: Report, plan: Plan, rng: int) -> None:
 
 def add_real_trees(report: Report) -> None:
     """How much of a tree sampled answers are, and in how many of them there is credit to give."""
-    path = os.environ.get(VARIABLE)
-    if not path:
-        wanted = "JSON lines with `responses` and `correct`"
-        report.notes.append(f"No trees of real answers: ${VARIABLE} names no file of {wanted}.")
-        return
-    try:
-        groups = [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-        answers = [(i, text.split()) for i, g in enumerate(groups) for text in g["responses"]]
-        rewards = [float(right) for group in groups for right in group["correct"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        require(False, VARIABLE, f"{path} ({error})", "JSON lines with `responses` and `correct`")
+    groups = math_groups()
+    answers = [(i, text.split()) for i, g in enumerate(groups) for text in g["responses"]]
+    rewards = [float(right) for group in groups for right in group["correct"]]
     ids, number = [i for i, _ in answers], dict[str, int]()
     words = [[number.setdefault(word, len(number)) for word in answer] for _, answer in answers]
     tree = prefix_tree(words, group_ids=ids)

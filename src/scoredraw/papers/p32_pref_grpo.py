@@ -4,10 +4,8 @@
 saturates and a hack pays a little without end. By score, by rank, by win rate with several margins,
 by score with a floor under the deviation, without deviation, by score and win rate together, and by
 chance; at three levels of the scorer's noise. *Real scores*: what normalising makes of the scores
-of sampled answers: log-probabilities that are in the package, and, where $SCOREDRAW_MATH_GROUPS
-names a `groups.jsonl` (a line a problem, with `rm_score` and `correct` of its answers), a reward
-model's. *Calls*: how well advantages follow the truth when a judge is asked about fewer pairs, or
-favours what it is shown first.
+of sampled answers: log-probabilities and a reward model's. *Calls*: how well advantages follow the
+truth when a judge is asked about fewer pairs, or favours what it is shown first.
 
 Wang et al., "Pref-GRPO: pairwise preference reward-based GRPO for stable text-to-image
 reinforcement learning", 2025, arXiv 2508.20751.
@@ -15,11 +13,8 @@ reinforcement learning", 2025, arXiv 2508.20751.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoredraw.calibration import auroc
-from scoredraw.errors import InputError, require
 from scoredraw.metrics import mean_interval, paired_difference
+from scoredraw.papers.math_groups import math_groups
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 from scoredraw.rl.pairwise_rewards import (
@@ -45,7 +40,6 @@ from scoredraw.rl.reward_groups import centre, chain, group_rewards
 
 Float = NDArray[np.float64]
 
-VARIABLE = "SCOREDRAW_MATH_GROUPS"
 PROMPTS, G, SD, RATE, MARGIN = 8, 9, 0.5, 0.02, 0.1
 NOISES, MARGINS = (0.0, 0.01, 0.05), (0.05, 0.1, 0.2)
 SCORE, RANK, JOINT, CHANCE = "score", "rank (win rate, no ties)", "score + win rate", "by chance"
@@ -225,12 +219,9 @@ def hacking_claims(found: dict[str, Trained]) -> list[Claim]:
 
 
 def add_scores(report: Report) -> None:
-    """A reward model's small differences, where its scores are here."""
-    path = os.environ.get(VARIABLE)
-    if not path:
-        report.notes.append(f"Left out, a reward model's scores: {VARIABLE} names no file.")
-        return
-    scores, correct = read_groups(Path(path))
+    """A reward model's small differences."""
+    scores = np.array([row["rm_score"] for row in math_groups()])
+    correct = np.array([row["correct"] for row in math_groups()]) == 1
     ids = np.repeat(np.arange(len(scores)), scores.shape[1])
     name = f"a reward model ({scores.shape[0]} problems × {scores.shape[1]})"
     add_score_table(report, name, scores.reshape(-1), ids)
@@ -271,19 +262,6 @@ def add_score_table(report: Report, name: str, scores: Float, ids: NDArray[np.in
         f"{found.amplification:.2f}."
     )
     report.tables.append(ReportTable(f"Small differences: {name}", columns, rows, note))
-
-
-def read_groups(path: Path) -> tuple[Float, NDArray[np.bool_]]:
-    """(problems, answers) scores and whether the answer is right; InputError for another file."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        scores = np.array([row["rm_score"] for row in rows], np.float64)
-        correct = np.array([row["correct"] for row in rows]) == 1
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{VARIABLE}: {path} cannot be read: {error!r}") from error
-    fits = scores.ndim == 2 and scores.shape == correct.shape and min(scores.shape) >= 2
-    require(fits, VARIABLE, f"shapes {scores.shape} and {correct.shape}", "the same, (P, G)")
-    return scores, correct
 
 
 # ── fewer calls ─────────────────────────────────────────────────────────────────────────────────

@@ -4,9 +4,8 @@
 purpose. *Digits half hidden* (`digit_confidence`): a policy that answers and states a confidence is
 trained with accuracy alone (RLVR), with RLCR and with other scores, from a start that is too sure
 of itself, a better one and a random one; rivals get their confidence after the fact. *Test time*:
-confidences as votes, and averaged. *Released evaluations*: where $SCOREDRAW_RLCR names a folder
-with `math-500.csv`, `gpqa.csv` and `commonsenseqa.csv` (columns METHOD_correct, METHOD_confidence),
-the published metrics are computed again from every question.
+confidences as votes, and averaged. *Released evaluations*: the published metrics of three sets are
+computed again from every question.
 
 Damani et al., "Beyond binary rewards: training LMs to reason about their uncertainty", 2025, arXiv
 2507.16806.
@@ -15,18 +14,17 @@ Damani et al., "Beyond binary rewards: training LMs to reason about their uncert
 from __future__ import annotations
 
 import csv
+import gzip
 import math
-import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scoredraw.answers import group_answers
 from scoredraw.calibration import PROPER_SCORES, expected_calibration_error, reliability
-from scoredraw.errors import InputError, require
 from scoredraw.metrics import Estimate, bootstrap_interval, mean_interval, paired_difference
 from scoredraw.papers.digit_confidence import (
     LEVELS,
@@ -54,7 +52,6 @@ from scoredraw.rl.verbal_confidence import VOTES, vote_in_rows
 Float = NDArray[np.float64]
 Outcome = dict[str, Float]  # metric -> (seeds,)
 
-VARIABLE = "SCOREDRAW_RLCR"
 METRICS = ("acc", "brier", "ece", "auroc")
 METHODS = ("Base", "RLVR", "RLVR-Classifier", "Answer-Prob", "RLCR")
 # accuracy, Brier, ECE, AUROC of the released models that were trained on HotpotQA
@@ -391,21 +388,16 @@ def add_test_time(
 # ── released evaluations ────────────────────────────────────────────────────────────────────────
 
 
-def evaluations(path: Path) -> dict[str, tuple[Float, Float]]:
-    """Correctness and confidence (n,) of each method in a file of the released evaluations."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        pairs = {
-            m: [np.array([float(row[f"{m}_{what}"]) for row in rows])
-                for what in ("correct", "confidence")]
-            for m in METHODS
-        }  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        came = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{VARIABLE}: got {came}, want a folder with {path.name}") from None
-    require(bool(rows), VARIABLE, f"no rows in {path.name}", "a question a row")
-    return {m: (c, q) for m, (c, q) in pairs.items()}
+def evaluations(name: str) -> dict[str, tuple[Float, Float]]:
+    """Correctness and confidence (n,) of each method on a set of the released evaluations."""
+    path = resources.files("scoredraw").joinpath("data", "rlcr-eval", f"{name}.csv.gz")
+    with path.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        m: (np.array([float(row[f"{m}_correct"]) for row in rows]),
+            np.array([float(row[f"{m}_confidence"]) for row in rows]))
+        for m in METHODS
+    }  # fmt: skip
 
 
 def tolerance(name: str, method: str, metric: str) -> float:
@@ -416,16 +408,10 @@ def tolerance(name: str, method: str, metric: str) -> float:
 
 
 def add_released(report: Report) -> None:
-    folder = os.environ.get(VARIABLE)
-    if not folder:
-        report.notes.append(
-            f"Left out, the released evaluations of language models: {VARIABLE} names no folder."
-        )
-        return
     columns = ["method", "accuracy", "Brier", "ECE", "AUROC", "mean confidence"]
     worst = 0.0
     for name, methods in PUBLISHED.items():
-        pairs = evaluations(Path(folder) / f"{name}.csv")
+        pairs = evaluations(name)
         rows: list[list[Cell]] = []
         for method, want in methods.items():
             found = calibration_report(*pairs[method])
