@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from scoredraw.cli import train_policy
+from scoredraw.cli import train_policy, train_swarm
 from scoredraw.cli.compare import progress_bar
 from scoredraw.cli.options import Json, Seed
 from scoredraw.errors import InterruptedWorkError, require
@@ -20,6 +20,7 @@ app.command(
     "scoredraw train policy embedded:chain_sum --method ngrpo --steps 40 -o run; scoredraw train "
     "policy problems.jsonl --model FOLDER --reward math --method tempo -o run --report run.html"
 )(train_policy.policy)
+app.command(epilog=train_swarm.EPILOG)(train_swarm.swarm)
 
 
 @app.callback()

@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = exports(
         "swarm_transports": "InMemory Directory Zenoh",
         "swarm_buffer": "SwarmBuffer",
         "swarm_training": "SAPORunner CausalPolicy",
+        "swarm_node": "train_node",
         "reward_functions": "GuardedReward completion_text",
         "trainer": "AdvantageGRPOTrainer Rollouts",
         "policy_training": "train_policy PolicyMethod PolicyRun",

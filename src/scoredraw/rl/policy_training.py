@@ -240,9 +240,9 @@ def train_policy(
         "max_tokens": max_tokens, "beta": beta, "seed": seed, "problems": len(rows),
         "held_out": spared, "samples": samples, "options": dict(method.options),
     }  # fmt: skip
-    _claim(out, settings)
+    claim_folder(out, settings)
     begun = time.perf_counter()
-    net, tokenizer = _open(str(FOLDER) if small else model)
+    net, tokenizer = open_policy(str(FOLDER) if small else model)
 
     def quality() -> dict[int, float]:
         if not measured or samples < 1:
@@ -311,7 +311,8 @@ def _numbers(logs: Mapping[str, Any]) -> Row:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _open(source: str) -> tuple[Any, Any]:
+def open_policy(source: str) -> tuple[Any, Any]:
+    """A model of `load_model` in float32 and its tokenizer, which has a padding token."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar a checkpoint would cut the table of steps to pieces
@@ -321,7 +322,7 @@ def _open(source: str) -> tuple[Any, Any]:
     return net.float(), tokenizer
 
 
-def _claim(out: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder this run's, or see that it is; InputError if it is another's."""
     notes = out / "settings.json"
     if out.exists() and not out.is_dir():
