@@ -84,7 +84,7 @@ def swarm(
         ),
     ] = "nonzero_uniform",
     learning_rate: Annotated[
-        float | None, typer.Option(help="1e-6 if not given, of the embedded model 2e-4.")
+        float | None, typer.Option(help="1e-6 if not given, of the embedded model 5e-5.")
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of an answer; 256, of the embedded model 48.")

@@ -7,7 +7,7 @@ weights in float16, as a directory that diffusers loads:
 
     python -m scoredraw.papers.fashion_diffusion DIRECTORY
 
-trains it again (minutes on a GPU, some seven hours on one core; half done, it goes on from its
+trains it again (minutes on a GPU, hours on one core; half done, it goes on from its
 checkpoint), and with it the small classifier that measures and steers.
 """
 
@@ -28,7 +28,7 @@ from scoredraw.diffusion.schedules import DiscreteAlphas
 from scoredraw.journal import atomic_path
 from scoredraw.papers.training import one_thread, rate
 
-STEPS, BATCH, LEARNING_RATE, MEMORY = 24_000, 256, 2e-3, 0.9995
+STEPS, BATCH, LEARNING_RATE, MEMORY = 7000, 256, 2e-3, 0.9995
 TIMES, FIRST_BETA, LAST_BETA = 1000, 1e-4, 0.02
 EVERY = 500  # steps between checkpoints
 CLASSIFIER_BATCH = 128
@@ -181,7 +181,7 @@ def draw_samplers(
             place.set_yticks([])
             if name == methods[0]:
                 place.set_title(f"{calls} network calls", fontsize=8)
-        row[0].set_ylabel(name, fontsize=7)
+        row[0].set_ylabel(name.removeprefix("diffusers-"), fontsize=7)
     figure.savefig(path, dpi=110)
 
 

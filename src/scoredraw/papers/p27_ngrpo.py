@@ -116,6 +116,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         add_real_groups(report)
         add_digits(report, plan, rng)
         add_control(report, plan, rng)
+    if scale == "study":
+        from scoredraw.papers.policy_study import add_policy_study
+
+        add_policy_study(report, 27, rng)
     report.notes.extend(NOTES)
     return replace(report, seconds=time.perf_counter() - started)
 

@@ -97,6 +97,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         add_law(report, plan, rng)
         add_real_trees(report)
     add_cost(report, plan, rng)
+    if scale == "study":
+        from scoredraw.papers.policy_study import add_policy_study
+
+        add_policy_study(report, 29, rng)
     report.notes.extend(NOTES)
     return report
 

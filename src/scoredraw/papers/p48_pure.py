@@ -137,6 +137,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         add_loop(report, plan, rng)
         add_variations(report, plan, rng)
         add_endings(report, plan, rng)
+    if scale == "study":
+        from scoredraw.papers.policy_study import add_policy_study
+
+        add_policy_study(report, 48, rng)
     columns = ["training", "AIME24", "MATH500", "AMC23", "Minerva", "Olympiad", "mean"]
     title = "As published: pass@1 of Qwen2.5-Math-7B, not measured here"
     report.tables.append(ReportTable(title, columns, [list(row) for row in PUBLISHED]))

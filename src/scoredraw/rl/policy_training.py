@@ -215,7 +215,7 @@ def train_policy(
     `load_model` takes, or "embedded". reward: as `find_reward`, or a function under TRL's
     contract. about: the method's name. steps: batches of `prompts` problems with `generations`
     answers each; a method that goes over a batch more than once makes more optimizer steps.
-    learning_rate: 1e-6, of the embedded model 2e-4. max_tokens: of an answer, 256 (embedded 48).
+    learning_rate: 1e-6, of the embedded model 5e-5. max_tokens: of an answer, 256 (embedded 48).
     beta: KL to the model as it came. samples: answers a held-out problem. progress: called with
     the step, all steps and TRL's numbers after each.
 
@@ -229,7 +229,7 @@ def train_policy(
     for name, count in (("steps", steps), ("prompts", prompts), ("save_every", save_every)):
         require(count >= 1, name, count, "a positive count")
     small = model == EMBEDDED
-    learning_rate = (2e-4 if small else 1e-6) if learning_rate is None else learning_rate
+    learning_rate = (5e-5 if small else 1e-6) if learning_rate is None else learning_rate
     max_tokens = (48 if small else 256) if max_tokens is None else max_tokens
     scorer = find_reward(reward) if isinstance(reward, str) else GuardedReward(reward)
     spared = min(held_out, len(rows) // 4)

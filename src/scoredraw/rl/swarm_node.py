@@ -234,7 +234,7 @@ def train_node(
     folder of transformers, or "embedded". reward: as `find_reward`, or a function under TRL's
     contract, for one's own answers and the others'. A round has `local` groups of one's own and
     `external` of others, by `selection`, with `generations` answers a group. learning_rate: of
-    Adam, 1e-6 (embedded 2e-4). max_tokens: of an answer, 256 (embedded 48). samples: answers a
+    Adam, 1e-6 (embedded 5e-5). max_tokens: of an answer, 256 (embedded 48). samples: answers a
     held-out problem. patience: see `PatientBuffer`; before the first round also seconds to wait
     for a node, where the transport can tell. verify: "module:function" from a group to whether it
     may be scored, for senders may lie about an answer. options: see OPTIONS. progress: called
@@ -256,7 +256,7 @@ def train_node(
     measured, asked = rows[len(rows) - spared :], groups[: len(rows) - spared]
     parts = node_options(options or {})
     small = model == EMBEDDED
-    learning_rate = (2e-4 if small else 1e-6) if learning_rate is None else learning_rate
+    learning_rate = (5e-5 if small else 1e-6) if learning_rate is None else learning_rate
     max_tokens = (48 if small else 256) if max_tokens is None else max_tokens
     buffer = PatientBuffer(
         transport, node, patience=patience,

@@ -1,0 +1,209 @@
+"""The comparison of trained policies: what runs measure, what is paid for once, what is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+from scoredraw.errors import InputError  # noqa: E402
+from scoredraw.journal import Journal  # noqa: E402
+from scoredraw.papers import policy_study as ps  # noqa: E402
+from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
+from scoredraw.reports import Report  # noqa: E402
+
+pytestmark = pytest.mark.contract
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> ps.Settings:
+    """Runs of two steps of a policy of one layer that knows nothing."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )  # fmt: skip
+    GraniteForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ps.Settings(
+        model=str(folder), steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
+        samples=8, rates=(1e-3, 2e-3), shared=1e-3, seeds=2,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool]]:
+    """Runs whose results are a formula, best at rate 2e-3; the list of those that were made."""
+    runs: list[tuple[str, float, int, bool]] = []
+
+    def run_arm(
+        name: str, rate: float, seed: int, settings: ps.Settings, *, tuning: bool = False,
+        progress: Any = None,
+    ) -> ps.Record:  # fmt: skip
+        runs.append((name, rate, seed, tuning))
+        right = 0.3 + 100 * rate + 0.01 * list(ps.ARMS).index(name) + 0.001 * (seed % 7)
+        passed = {family: {"1": right, "8": right + 0.1} for family in settings.families}
+        silent = 0.2 if name == "ngrpo" else 0.4
+        if progress is not None:
+            progress(2, 2, {})
+        return {"passed": passed, "silent": silent, "entropy": right, "length": 20 * right}
+
+    monkeypatch.setattr(ps, "run_arm", run_arm)
+    return runs
+
+
+@pytest.mark.parametrize("name", ["grpo", "ngrpo", "tempo", "pure", "pure_outcome", "pure_sum"])
+def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps.Settings) -> None:
+    steps: list[tuple[int, int]] = []
+    record = ps.run_arm(name, 1e-3, 0, settings, progress=lambda i, n, _: steps.append((i, n)))
+    total = 4 if name == "ngrpo" else 2  # which goes over each batch twice
+    assert steps == [(i + 1, total) for i in range(total)]
+    assert set(record) == {"passed", "silent", "entropy", "length", "seconds"}
+    assert set(record["passed"]) == {"chain_sum"}
+    assert list(record["passed"]["chain_sum"]) == ["1", "2", "4", "8"]
+    assert 1 <= record["length"] <= 4
+    assert record["entropy"] == pytest.approx(np.log(98), rel=0.05)  # an even guess of 98 tokens
+    if name in {"grpo", "tempo"}:  # nothing is right: no group has an advantage
+        assert record["silent"] == 1
+    if name == "ngrpo":  # and here all have
+        assert record["silent"] == 0
+
+
+def test_problems_do_not_overlap(settings: ps.Settings) -> None:
+    mix = replace(ps.TASKS["mix"], spared=20, tested=30)
+    taught, spared, tested = ps.study_problems(mix)
+    assert [len(part) for part in (taught, spared, tested)] == [4 * 180, 4 * 20, 4 * 30]
+    texts = [row["prompt"] for row in taught + spared + tested]
+    assert len(set(texts)) == len(texts)
+    assert {row["family"] for row in spared} == set(mix.families)
+    assert {row["prompt"] for row in tested} <= {
+        row["prompt"] for row in shipped_problems("test", mix.families)
+    }
+
+
+def test_the_same_call_gives_the_same_run(settings: ps.Settings) -> None:
+    first, again = (ps.run_arm("grpo", 1e-3, 0, settings) for _ in range(2))
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+
+
+def test_a_study_tunes_and_pays_for_nothing_twice(
+    settings: ps.Settings, made_up: list[Any], cache: Path
+) -> None:
+    told: list[str] = []
+    arms = [ps.UNTRAINED, "grpo", "pure"]
+    records = ps.study(0, settings, lambda said, *_: told.append(said), arms)
+    want = [
+        (arm, rate, seed, seed == 500) for arm in arms[1:]
+        for rate, seed in [(1e-3, 500), (2e-3, 500), (2e-3, 0), (2e-3, 1), (1e-3, 0), (1e-3, 1)]
+    ]  # fmt: skip
+    assert made_up == want
+    assert told[0] == "GRPO (TRL's), rate 0.001, seed 500"
+    assert len(told) == len(want)
+    assert [r["part"] for r in records if r["arm"] == "pure"] == [
+        "tuning", "tuning", "best", "best", "shared", "shared",
+    ]  # fmt: skip
+    journal = Journal(cache / "policy-study.jsonl")
+    assert len(journal.records()) == 2 + len(want)
+    assert ps.study(0, settings, arms=arms) == records
+    assert made_up == want  # all was known
+    ps.study(0, replace(settings, seeds=3, rates=(2e-3,)), arms=arms)
+    assert made_up[len(want) :] == [
+        (arm, rate, 2, False) for arm in arms[1:] for rate in (2e-3, 1e-3)
+    ]  # fmt: skip
+    del made_up[:]
+    ps.study(0, replace(settings, steps=3), arms=["grpo"])
+    assert len(made_up) == 6  # another run altogether
+    path = journal.path
+    path.write_bytes(path.read_bytes()[:-20])  # killed as it wrote
+    ps.study(0, replace(settings, steps=3), arms=["grpo"])
+    assert len(made_up) == 7
+
+
+def test_keys_know_the_weights_and_the_options(
+    settings: ps.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(name: str = "pure", files: str = "a", tuning: bool = False) -> str:
+        return ps.run_key(name, (1e-3, 0, tuning), settings, files)
+
+    keys = {
+        key(),
+        key("pure_sum"),
+        key("grpo"),
+        key(ps.UNTRAINED),
+        key(files="b"),
+        key(tuning=True),
+    }
+    assert len(keys) == 6
+    before = key()
+    monkeypatch.setitem(ps.ARMS, "pure", ps.ARMS["pure"]._replace(options={"temperature": 1.0}))
+    assert key() != before
+    assert ps.fingerprint(settings.model) != ps.fingerprint("embedded")
+
+
+@pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 12, 2), (29, 4, 2), (48, 6, 1)])
+def test_reports(
+    paper: int, claims: int, tasks: int, settings: ps.Settings, made_up: list[Any]
+) -> None:
+    report = Report(paper=paper, scale="study", seed=1)
+    mix = replace(settings, families=("chain_sum", "gcd"))
+    ps.add_policy_study(report, paper, 1, {"sums": settings, "mix": mix})
+    assert len(report.claims) == claims * tasks
+    assert len({claim.name for claim in report.claims}) == claims * tasks
+    assert len(report.tables) == 2 * tasks
+    assert len(report.figures) == tasks
+    assert Report.from_json(report.to_json()).to_json() == report.to_json()
+    order, arms = list(ps.ARMS), ps.OF_PAPER[paper]
+    for c, claim in zip(ps.COMPARISONS[paper], report.claims, strict=False):
+        if c.other == ps.UNTRAINED or c.measure == "silent groups":
+            continue
+        scale = 20 if c.measure == "length" else 1  # the formula of the results
+        gap = scale * 0.01 * (order.index(c.arm) - order.index(c.other))
+        assert claim.measured.value == pytest.approx(gap)  # type: ignore[union-attr]
+        assert claim.verdict == ("holds" if gap > 0 else "fails")
+    if paper == 27:
+        silent = next(c for c in report.claims if "silent groups" in c.name)
+        assert silent.measured.value == pytest.approx(-0.2)  # type: ignore[union-attr]
+        assert silent.verdict == "holds"
+    rates: Sequence[Any] = [[row[1] for row in table.rows] for table in report.tables[:2]]
+    assert rates == [[None, *[2e-3] * len(arms)], [None, *[1e-3] * len(arms)]]
+
+
+def test_refusals(settings: ps.Settings) -> None:
+    gcd = replace(settings, families=("gcd",))
+    with pytest.raises(InputError, match="name: got 'pure', want one of grpo"):
+        ps.run_arm("pure", 1e-3, 0, gcd)
+    with pytest.raises(InputError, match="arms: got pure, best, want some of untrained, grpo"):
+        ps.study(0, gcd, arms=["pure", "grpo", "best"])
+    with pytest.raises(InputError, match="paper: got 2, want one of 27, 29, 48"):
+        ps.add_policy_study(Report(paper=2, scale="study", seed=0), 2, 0)
+
+
+def test_command_line(
+    settings: ps.Settings, made_up: list[Any], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    mix = replace(settings, families=("gcd",))
+    monkeypatch.setattr(ps, "TASKS", {"sums": settings, "mix": mix})
+    ps.main(["--arms", "grpo,pure", "--seeds", "1"])
+    assert [name for name, *_ in made_up] == ["grpo"] * 4 + ["pure"] * 4 + ["grpo"] * 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 12
