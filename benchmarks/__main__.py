@@ -13,8 +13,10 @@ from rich.console import Console
 from threadpoolctl import threadpool_info
 
 from benchmarks import (
+    advantages,
     answers,
     coverage,
+    credit,
     decoding,
     diffusion,
     files,
@@ -29,6 +31,7 @@ from benchmarks import (
     rpc,
     selection,
     sketches,
+    swarm,
     transport,
     tree,
     watermarks,
@@ -58,11 +61,15 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
     "tree": tree.tree,
     "images": image_samplers.images,
     "schedulers": image_samplers.schedulers,
+    "advantages": advantages.advantages,
+    "credit": credit.credit,
+    "swarm": swarm.swarm,
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (
     *("scipy", "pyarrow", "statsmodels", "scorio", "torch", "diffusers"),
     *("apricot-select", "kronfluence", "POT", "transformers", "sacrebleu", "particles"),
+    *("trl", "eclipse-zenoh"),
 )
 
 

@@ -17,6 +17,7 @@ NAMES = [
     *("leverage", "draw", "keys", "calibrate", "lewis", "sketched", "coverage", "scheduler"),
     *("selection", "influence", "transport", "rpc", "answers", "watermarks", "mbr"),
     *("decoding", "resampling", "first-hitting", "flow", "tree", "images", "schedulers"),
+    *("advantages", "credit", "swarm"),
 ]
 
 
@@ -51,6 +52,9 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tree", 2),
         ("images", 1),
         ("schedulers", 4),
+        ("advantages", 4),
+        ("credit", 5),
+        ("swarm", 2),
     ],
 )
 def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> None:
