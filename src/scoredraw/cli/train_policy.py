@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,8 @@ def policy(
     made = registry.resolve(found.function)(**o.settings(set_))
     rows = rows_of(problems)
     try:
-        with live_table() as show:
+        with live_table() as show, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls of transformers
             run = train_policy(
                 rows, out, model=model, reward=reward, method=made, about=method, steps=steps,
                 prompts=prompts, generations=generations, learning_rate=learning_rate,
