@@ -133,18 +133,20 @@ def advantages_on_tree(
     require(standing.shape == tree.length.shape, "rewards", came, want)
     standing = standing.to(tree.length.device)
     own = standing.double().nan_to_num(nan=0.0) * (variant != "td_only")
-    written = torch.arange(tree.longest, device=own.device) < tree.length[:, None]
+    at = torch.arange(tree.longest, device=own.device, dtype=torch.int32)
+    written = at < tree.length.int()[:, None]  # half the bytes of int64 to compare
     if variant == "grpo" or (lam == 0 and variant != "mc_baseline"):
         found = torch.where(written, own.to(standing.dtype)[:, None], 0.0)
         if variant != "grpo":  # only branches are looked at: no other array is made of (B, T)
             rows, tokens, change = _branches(tree, standing)
-            found[rows, tokens] = (own[rows] + td_coef * change).to(found.dtype)
+            credit = (own[rows] + td_coef * change) * ~standing[rows].isnan()
+            found[rows, tokens] = credit.to(found.dtype)
+        return found
+    if variant == "mc_baseline":
+        part = -tree.means(standing)[:, : tree.longest]
     else:
-        if variant == "mc_baseline":
-            part = -tree.means(standing)[:, : tree.longest]
-        else:
-            part = returns_to_go(token_changes(tree, standing), gamma=lam)
-        found = torch.where(written, own[:, None] + td_coef * part, 0.0).to(standing.dtype)
+        part = returns_to_go(token_changes(tree, standing), gamma=lam)
+    found = torch.where(written, own[:, None] + td_coef * part, 0.0).to(standing.dtype)
     return found.masked_fill_(standing.isnan()[:, None], 0.0)
 
 
