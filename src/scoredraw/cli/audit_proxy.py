@@ -173,8 +173,8 @@ def page(found: Audits, name: str) -> Page:
     if found.gaps is not None:
         g = found.gaps
         answers.append(
-            f"Of the advantages that dividing by a group's deviation makes, {g.illusory} come from "
-            f"{g.groups:,} groups' differences below {g.margin:g}."
+            f"Dividing by a group's deviation, {g.illusory} of all |A| comes from the groups (of "
+            f"{g.groups:,}) whose scores lie within {g.margin:g} of one another."
         )
         rows = [
             ["median range of a group", g.score_range],
@@ -190,7 +190,11 @@ def page(found: Audits, name: str) -> Page:
             f"Stated confidence averages {c['mean_conf']:.3f} where {c['acc']:.3f} are right "
             f"(Brier {c['brier']:.3f}, ECE {c['ece']:.3f}, AUROC {c['auroc']:.3f})."
         )
-        rows = [[key, value] for key, value in c.items()]
+        rows = [
+            ["Brier score", c["brier"]], ["expected calibration error", c["ece"]],
+            ["AUROC", c["auroc"]], ["share that is right", c["acc"]],
+            ["mean confidence", c["mean_conf"]],
+        ]  # fmt: skip
         tables.append(ReportTable("Stated confidence", ["what", "value"], rows))
         r = found.reliability
         assert r is not None
