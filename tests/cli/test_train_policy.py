@@ -155,6 +155,8 @@ def test_audit_proxy_of_what_is_there(scoredraw: Run, rollouts: Path, tmp_path: 
             "proxy: got one that is constant",
         ),
         ('{"proxy": null, "true": 1}\n', [], "input: got no row"),
+        ('{"proxy": "a", "true": 1}\n', [], "columns: got 'a' in proxy"),
+        ('{"confidence": 1.5, "true": 1}\n', [], "confidence: got 1.5"),
     ],
 )
 def test_audit_proxy_refuses(

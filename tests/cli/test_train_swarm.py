@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from scoredraw.cli import train_swarm
+from scoredraw.cli.live import live_table
 from scoredraw.errors import InputError
 
 pytestmark = pytest.mark.contract
@@ -420,9 +422,10 @@ def test_options_go_where_they_belong() -> None:
 def test_the_table_shows_rounds_and_reasons(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with train_swarm.live_table() as show:
+    with live_table("round", train_swarm.COLUMNS) as show:
         for t in range(1, 15):
-            show(t, 20, {"reward": t / 8, "dropped": 2.0}, {"received": 9, "duplicate": 2})  # type: ignore[arg-type]
+            counts = Counter(received=9, duplicate=2)
+            train_swarm.told(show)(t, 20, {"reward": t / 8, "dropped": 2.0}, counts)
     shown = capsys.readouterr().err
     assert "of 20 rounds; dropped: 2 duplicate" in shown
     assert "1.75" in shown

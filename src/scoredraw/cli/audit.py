@@ -109,7 +109,7 @@ def proxy(
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Roles proxy, true, problem, episode, time, confidence, log_ratio.",
+            help="Roles proxy, true, problem, episode, time, confidence.",
             metavar="ROLE=COL,...",
         ),
     ] = None,

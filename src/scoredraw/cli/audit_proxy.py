@@ -31,8 +31,8 @@ ROLES = {
     "episode": ("episode",),
     "time": ("time", "step", "t"),
     "confidence": ("confidence",),
-    "log_ratio": ("log_ratio",),
 }
+NUMBERS = ("proxy", "true", "confidence")
 
 
 @dataclass
@@ -41,7 +41,6 @@ class Audits:
 
     rows: int
     proxy: ProxyAudit | None = None
-    chi2: float | None = None
     gaps: ScoreGapAudit | None = None
     calibration: dict[str, float] | None = None
     reliability: Reliability | None = None
@@ -88,7 +87,8 @@ def read_rollouts(source: str, named: dict[str, str]) -> dict[str, list[Any]]:
         if role in named:
             table.require_columns(wanted, "columns")
         if name is not None:
-            data[role] = table.column(name, "columns").to_pylist()
+            values = table.column(name, "columns").to_pylist()
+            data[role] = numbers(values, role) if role in NUMBERS else values
     enough = "proxy" in data or {"true", "confidence"} <= set(data)
     have = ", ".join(table.column_names[:12])
     require(enough, "input", f"columns {have}", "proxy and true, or confidence and true")
@@ -102,13 +102,13 @@ def audits(
     """Every audit whose columns are there."""
     from scoredraw.calibration import reliability
     from scoredraw.rl.calibrated_reward import calibration_report
-    from scoredraw.rl.divergences import chi2_from_log_ratios
     from scoredraw.rl.pairwise_rewards import audit_score_gaps
     from scoredraw.rl.proxy_rewards import audit_proxy
 
-    rows = [i for i in range(len(next(iter(data.values())))) if not _missing(data, i)]
+    whole = np.array([data[role] for role in NUMBERS if role in data])
+    rows = np.flatnonzero(~np.isnan(whole).any(axis=0)).tolist()
     found = Audits(len(rows))
-    left = len(next(iter(data.values()))) - len(rows)
+    left = whole.shape[1] - len(rows)
     if left:
         found.notes.append(f"{left} rows without a proxy, a true reward or a confidence left out.")
     some = {role: [values[i] for i in rows] for role, values in data.items()}
@@ -119,8 +119,6 @@ def audits(
             some["proxy"], some["true"], episodes, times=some.get("time"), gamma=gamma,
             level=level, rng=seed,
         )  # fmt: skip
-        if "log_ratio" in some:
-            found.chi2 = float(chi2_from_log_ratios(some["log_ratio"]))
     if {"proxy", "problem"} <= set(some):
         if margin is None:
             found.notes.append("--margin, the noise of the proxy, brings the audit of score gaps.")
@@ -135,9 +133,11 @@ def audits(
     return found
 
 
-def _missing(data: dict[str, list[Any]], i: int) -> bool:
-    values = [data[role][i] for role in ("proxy", "true", "confidence") if role in data]
-    return any(v is None or (isinstance(v, float) and math.isnan(v)) for v in values)
+def numbers(values: list[Any], role: str) -> list[float]:
+    """A column of numbers, NaN where there is none; InputError for anything else."""
+    odd = next((v for v in values if not isinstance(v, (int, float, type(None)))), None)
+    require(odd is None, "columns", f"{odd!r} in {role}", "numbers, or none")
+    return [math.nan if v is None else float(v) for v in values]
 
 
 def facts(found: Audits) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def facts(found: Audits) -> dict[str, Any]:
         p = found.proxy
         out["proxy"] = {
             "r": p.r, "correlated": p.correlated, "coefficient": p.coefficient, "sigma": p.sigma,
-            "episodes": p.episodes, "steps": p.steps, "chi2": found.chi2,
+            "episodes": p.episodes, "steps": p.steps,
         }  # fmt: skip
     return {**out, "score_gaps": found.gaps, "calibration": found.calibration}
 
@@ -167,8 +167,6 @@ def page(found: Audits, name: str) -> Page:
             ["correlation r", p.r], ["penalty on sqrt(chi2), lambda", p.coefficient],
             ["deviation of the proxy", p.sigma], ["of the true reward", p.sigma_true],
         ]  # fmt: skip
-        if found.chi2 is not None:
-            rows.append(["chi2 of the policy from the reference", found.chi2])
         tables.append(ReportTable("Proxy against true reward", ["what", "value"], rows))
     if found.gaps is not None:
         g = found.gaps

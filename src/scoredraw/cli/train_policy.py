@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scoredraw.cli import options as o
+from scoredraw.cli.live import live_table
 from scoredraw.cli.outcome import written_by
 from scoredraw.errors import InterruptedWorkError, require
 
 if TYPE_CHECKING:
     from scoredraw.pages import Page
-    from scoredraw.rl.policy_training import PolicyRun, Row
+    from scoredraw.rl.policy_training import PolicyRun
 
 COLUMNS = {
     "reward": "reward", "frac_dead_groups": "dead groups", "entropy": "entropy",
     "completions/mean_length": "tokens", "loss": "loss",
 }  # fmt: skip
-SHOWN = 12  # rows of the live table
 
 
 def policy(
@@ -81,7 +78,7 @@ def policy(
     made = registry.resolve(found.function)(**o.settings(set_))
     rows = rows_of(problems)
     try:
-        with live_table() as show, warnings.catch_warnings():
+        with live_table("step", COLUMNS) as show, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls of transformers
             run = train_policy(
                 rows, out, model=model, reward=reward, method=made, about=method, steps=steps,
@@ -120,40 +117,6 @@ def rows_of(problems: str) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = open_table(problems).read().to_pylist()
     return rows
-
-
-@contextmanager
-def live_table() -> Iterator[Callable[[int, int, Row], None]]:
-    """The last steps as a table where someone is looking, else a line a tenth of the run."""
-    if not sys.stderr.isatty():
-
-        def line(step: int, total: int, row: Row) -> None:
-            if step == total or step % max(total // 10, 1) == 0:
-                shown = ", ".join(f"{COLUMNS[k]} {row[k]:.3g}" for k in COLUMNS if k in row)
-                print(f"step {step} of {total}: {shown}", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.table import Table
-
-    kept: list[list[str]] = []
-
-    def table(total: int) -> Table:
-        shown = Table("step", *COLUMNS.values(), caption=f"of {total} steps")
-        for cells in kept[-SHOWN:]:
-            shown.add_row(*cells)
-        return shown
-
-    with Live(console=Console(stderr=True), transient=True) as live:
-
-        def show(step: int, total: int, row: Row) -> None:
-            cells = [f"{row[key]:.3g}" if key in row else "" for key in COLUMNS]
-            kept.append([str(step), *cells])
-            live.update(table(total))
-
-        yield show
 
 
 def said(run: PolicyRun, method: str) -> str:

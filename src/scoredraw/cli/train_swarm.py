@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scoredraw.cli.live import Show, live_table
 from scoredraw.cli.options import Json, Set, given, settings, split
-from scoredraw.cli.train_policy import SHOWN, rows_of
+from scoredraw.cli.train_policy import rows_of
 from scoredraw.errors import InterruptedWorkError, require
 
 if TYPE_CHECKING:
@@ -122,14 +122,14 @@ def swarm(
     try:
         with (
             closing(joined(node, ends, folder, others.get("ttl", 600.0), of_zenoh)) as transport,
-            live_table() as show,
+            live_table("round", COLUMNS) as show,
         ):
             run = train_node(
                 rows, out, transport, node=node, model=model, reward=reward, rounds=rounds,
                 local=local, external=external, generations=generations, selection=selection,
                 learning_rate=learning_rate, max_tokens=max_tokens, held_out=held_out,
                 samples=samples, save_every=save_every, patience=wait, verify=verify, seed=seed,
-                options=others, progress=show,
+                options=others, progress=told(show),
             )  # fmt: skip
     except KeyboardInterrupt:
         found = last_checkpoint(out)
@@ -196,35 +196,14 @@ def joined(
 # ── what is shown ───────────────────────────────────────────────────────────────────────────────
 
 
-@contextmanager
-def live_table() -> Iterator[Progress]:
-    """The last rounds as a table where someone is looking, else a line a tenth of the run."""
-    if not sys.stderr.isatty():
+def told(show: Show) -> Progress:
+    """A node's progress as rows of the live table."""
 
-        def line(t: int, total: int, row: Row, counts: Counter[str]) -> None:
-            if t == total or t % max(total // 10, 1) == 0:
-                shown = ", ".join(f"{COLUMNS[k]} {row[k]:.3g}" for k in COLUMNS if k in row)
-                print(f"round {t} of {total}: {shown}", file=sys.stderr, flush=True)
+    def tell(t: int, total: int, row: Row, counts: Counter[str]) -> None:
+        why = reasons(counts)
+        show(t, total, row, f"; dropped: {why}" if why else "")
 
-        yield line
-        return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.table import Table
-
-    kept: list[list[str]] = []
-    with Live(console=Console(stderr=True), transient=True) as live:
-
-        def show(t: int, total: int, row: Row, counts: Counter[str]) -> None:
-            kept.append([str(t), *(f"{row[k]:.3g}" if k in row else "" for k in COLUMNS)])
-            del kept[:-SHOWN]
-            why = f"; dropped: {reasons(counts)}" if reasons(counts) else ""
-            shown = Table("round", *COLUMNS.values(), caption=f"of {total} rounds{why}")
-            for cells in kept:
-                shown.add_row(*cells)
-            live.update(shown)
-
-        yield show
+    return tell
 
 
 def reasons(counts: Mapping[str, int]) -> str:
