@@ -206,25 +206,26 @@ def method(kind: str, name: str) -> Method:
     return named[name]
 
 
-def resolve(reference: str, extra: str = "") -> Any:
+def resolve(reference: str, extra: str = "", argument: str = "reference") -> Any:
     """Import what "module:name" stands for (a function, a class, "Class.method").
 
     Raises `MissingExtraError` naming the extra (`extra`, or the one that brings the package) where
-    an optional dependency is absent, and `InputError` for a reference that leads nowhere.
+    an optional dependency is absent, and `InputError`, naming `argument`, for a reference that
+    leads nowhere.
 
     >>> resolve("scoredraw.errors:require").__name__
     'require'
     """
     module, separator, name = reference.partition(":")
     if not (module and separator and name):
-        raise InputError(f"reference: got {reference!r}, want 'module:function'")
+        raise InputError(f"{argument}: got {reference!r}, want 'module:function'")
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         absent = error.name or ""
         package = absent.partition(".")[0]
         if f"{module}.".startswith(f"{absent}."):
-            raise InputError(f"reference: got {reference!r}, want an existing module") from error
+            raise InputError(f"{argument}: got {reference!r}, want an existing module") from error
         if package == "scoredraw":
             raise
         extra = extra or EXTRA_OF_PACKAGE.get(package, "all")
@@ -232,7 +233,7 @@ def resolve(reference: str, extra: str = "") -> Any:
         raise MissingExtraError(hint) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise InputError(f"reference: got {reference!r}, want a name that {module} has")
+            raise InputError(f"{argument}: got {reference!r}, want a name that {module} has")
         found = getattr(found, part)
     return found
 

@@ -41,7 +41,7 @@ def test_trains_the_embedded_policy(scoredraw: Run, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     facts = json.loads(done.out)
     assert facts["method"] == "ngrpo"
-    assert facts["steps"] == 4  # two passes over a batch
+    assert facts["steps"] == 2
     assert set(facts["after"]) == {"1", "2"}
     assert (out / "model" / "model.safetensors").is_file()
     assert "dead groups" in page.read_text()
@@ -73,7 +73,27 @@ def test_refusals(scoredraw: Run, tmp_path: Path, arguments: list[str], message:
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
-    assert not (out / "model").exists()
+    assert not out.exists()
+
+
+def test_a_reward_in_a_module_of_the_users(
+    scoredraw: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found where the command is given; another option or other problems make another run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards_of_mine.py").write_text(
+        "def brief(completions, **columns):\n    return [-float(len(c)) for c in completions]\n"
+    )
+    command = ["train", "policy", "embedded:gcd", "--reward", "rewards_of_mine:brief", "-o", "run"]
+    done = scoredraw(*command, *QUICK, "--held-out", "0", "--method", "ngrpo", "--set",
+                     "max_reward=9")  # fmt: skip
+    assert done.code == 0, done.err
+    (tmp_path / "run" / "run.json").unlink()
+    again = scoredraw(*command, *QUICK, "--held-out", "0", "--method", "ngrpo", "--set",
+                      "max_reward=8")  # fmt: skip
+    assert "a run with other method, want another folder" in again.err
+    moved = ["train", "policy", "embedded:lcm", *command[3:], *QUICK, "--held-out", "0"]
+    assert "problems_crc32" in scoredraw(*moved, "--method", "ngrpo", "--set", "max_reward=9").err
 
 
 def test_an_interrupt_is_said_and_resumed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -164,9 +165,31 @@ def test_problems_that_are_none(rows: list[Any], message: str) -> None:
         read_problems(rows)
 
 
+def test_a_chat_model_is_spoken_to(
+    tmp_path: Path, train: Callable[..., Any], model: str, letters: Any
+) -> None:
+    """Texts become messages, for TRL, for rewards and for the measuring; plain ones do not."""
+    speaker = copy.deepcopy(letters)
+    speaker.chat_template = "{% for m in messages %}{{ 'q ' + m['content'] + ' a ' }}{% endfor %}"
+    speaker.save_pretrained(model)
+    seen: list[Any] = []
+
+    def look(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        seen.append((prompts[0], completions[0]))
+        return [0.0] * len(completions)
+
+    train(tmp_path / "chat", reward=look, steps=1)
+    assert [prompt[0]["role"] for prompt, _ in seen] == ["user"] * 3
+    assert seen[1][1][0]["role"] == "assistant"
+    seen.clear()
+    train(tmp_path / "plain", reward=look, steps=1, plain=True)
+    assert all(isinstance(prompt, str) for prompt, _ in seen)
+
+
 @pytest.mark.oracle
 def test_final_answers() -> None:
     said = {
+        "\\boxed{\\frac{1}{2}} it is": "\\frac{1}{2}", "\\boxed{1": "1",
         "3+4=7\n#7\n": "7", "#1\n#2": "2", "\\boxed{1} and \\boxed{2}": "2", " 12 ": "12",
         "<answer>a</answer> <answer> b </answer>": "b", "": "", "#": "",
     }  # fmt: skip

@@ -8,6 +8,7 @@ what was finished is kept.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -78,6 +79,7 @@ def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # of libraries, to their developers
     warnings.showwarning = _say_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files go
+    sys.path.append(os.getcwd())  # where the module of a user's MODULE:FUNCTION lies
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt

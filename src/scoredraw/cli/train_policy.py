@@ -60,6 +60,9 @@ def policy(
     held_out: Annotated[int, typer.Option(min=0, help="Problems that only measure.")] = 32,
     samples: Annotated[int, typer.Option(min=0, help="Answers to each of those.")] = 8,
     save_every: Annotated[int, typer.Option(min=1, help="Batches between checkpoints.")] = 10,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Go on from the prompt, without the chat template.")
+    ] = False,
     set_: o.Set = None,
     report: o.ReportPage = None,
     seed: o.Seed = 0,
@@ -81,7 +84,8 @@ def policy(
         with live_table("step", COLUMNS) as show, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls of transformers
             run = train_policy(
-                rows, out, model=model, reward=reward, method=made, about=method, steps=steps,
+                rows, out, model=model, reward=reward, method=made, steps=steps,
+                about=" ".join([method, *(set_ or [])]), plain=plain,
                 prompts=prompts, generations=generations, learning_rate=learning_rate,
                 max_tokens=max_tokens, beta=beta, held_out=held_out, samples=samples,
                 save_every=save_every, seed=seed, progress=show,
@@ -92,7 +96,7 @@ def policy(
     if report is not None:
         policy_page(run, method, problems).save(report)
     facts = {
-        "method": method, "steps": len(run.log), "before": run.before, "after": run.after,
+        "method": method, "steps": steps, "before": run.before, "after": run.after,
         "seconds": round(time.perf_counter() - begun, 3), "out": str(out / "model"),
     }  # fmt: skip
     typer.echo(json.dumps(facts, indent=2) if as_json else f"{said(run, method)} -> {out}/model")
@@ -121,7 +125,8 @@ def rows_of(problems: str) -> list[dict[str, Any]]:
 
 def said(run: PolicyRun, method: str) -> str:
     """What came of it, in a sentence."""
-    steps = f"{method}: {len(run.log)} steps in {run.seconds:.0f} s"
+    batches = sum("reward" in row for row in run.log)  # a method may go over one more than once
+    steps = f"{method}: {batches} steps in {run.seconds:.0f} s"
     if not run.after:
         return steps
     k = max(run.after)

@@ -353,7 +353,7 @@ def reward_of(reward: str | Reward, model: ImageModel) -> Reward:
         return reward
     place, _, name = reward.partition(":")
     if place != "class":
-        found: Reward = registry.resolve(reward)
+        found: Reward = registry.resolve(reward, argument="reward")
         return found
     wanted = "class:0 to class:9, or module:function"
     require(name.isdecimal() and int(name) < 10, "reward", repr(reward), wanted)

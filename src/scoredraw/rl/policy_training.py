@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,18 +94,46 @@ def read_problems(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"prompt": row[name], **{k: v for k, v in row.items() if k != name}} for row in rows]
 
 
+def conversations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, a prompt that is a text being what a user says.
+
+    >>> conversations([{"prompt": "1+1=", "answer": "2"}])
+    [{'prompt': [{'role': 'user', 'content': '1+1='}], 'answer': '2'}]
+    """
+
+    def messages(prompt: Any) -> Any:
+        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+    return [{**row, "prompt": messages(row["prompt"])} for row in rows]
+
+
 def final_answer(text: str) -> str:
-    """What a text gives as its answer: in the last \\\\boxed{}, <answer> or after the last `#`.
+    r"""What a text gives as its answer: in its last <answer> or \boxed{}, or after its last `#`.
 
     The text itself, without surrounding blanks, where none of these is.
 
-    >>> final_answer("3+4=7\\n#7"), final_answer("so <answer> 7 </answer>"), final_answer(" 7 ")
+    >>> final_answer("so <answer> 7 </answer>"), final_answer("3+4=7 #7"), final_answer(" 7 ")
     ('7', '7', '7')
+    >>> final_answer(r"hence \boxed{x^{2}}.")
+    'x^{2}'
     """
-    for opening, closing in (("<answer>", "</answer>"), ("\\boxed{", "}"), ("#", "\n")):
-        if opening in text:
-            return text.rpartition(opening)[2].partition(closing)[0].strip()
+    if "<answer>" in text:
+        return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    if "\\boxed{" in text:
+        return _braced(text.rpartition("\\boxed{")[2]).strip()
+    if "#" in text:
+        return text.rpartition("#")[2].partition("\n")[0].strip()
     return text.strip()
+
+
+def _braced(text: str) -> str:
+    """What comes before the brace that closes one that is open already."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter == "{") - (letter == "}")
+        if not depth:
+            return text[:place]
+    return text
 
 
 class AnswerReward:
@@ -207,7 +236,8 @@ def train_policy(
     reward: str | RewardFunction = "exact", method: PolicyMethod | None = None, about: str = "grpo",
     steps: int = 100, prompts: int = 8, generations: int = 8, learning_rate: float | None = None,
     max_tokens: int | None = None, beta: float = 0.0, held_out: int = 32, samples: int = 8,
-    save_every: int = 10, seed: int = 0, progress: Callable[[int, int, Row], None] | None = None,
+    save_every: int = 10, plain: bool = False, seed: int = 0,
+    progress: Callable[[int, int, Row], None] | None = None,
 ) -> PolicyRun:  # fmt: skip
     """Train `model` on problems from a reward and leave it in the folder `out`.
 
@@ -216,8 +246,9 @@ def train_policy(
     contract. about: the method's name. steps: batches of `prompts` problems with `generations`
     answers each; a method that goes over a batch more than once makes more optimizer steps.
     learning_rate: 1e-6, of the embedded model 5e-5. max_tokens: of an answer, 256 (embedded 48).
-    beta: KL to the model as it came. samples: answers a held-out problem. progress: called with
-    the step, all steps and TRL's numbers after each.
+    beta: KL to the model as it came. samples: answers a held-out problem. plain: a text is a prompt
+    to go on from, also for a model with a chat template, where it is else what the user says.
+    progress: called with the step, all steps and TRL's numbers after each.
 
     The same call resumes an interrupted run from its last checkpoint (every save_every batches).
     Raises InputError for problems and rewards as those functions, fewer than two generations, and
@@ -233,16 +264,20 @@ def train_policy(
     max_tokens = (48 if small else 256) if max_tokens is None else max_tokens
     scorer = find_reward(reward) if isinstance(reward, str) else GuardedReward(reward)
     spared = min(held_out, len(rows) // 4)
+    said = json.dumps(rows, default=str).encode()
     rows, measured = rows[: len(rows) - spared], rows[len(rows) - spared :]
     settings = {
         "model": model, "method": about, "reward": scorer.__name__, "steps": steps,
         "prompts": prompts, "generations": generations, "learning_rate": learning_rate,
         "max_tokens": max_tokens, "beta": beta, "seed": seed, "problems": len(rows),
-        "held_out": spared, "samples": samples, "options": dict(method.options),
+        "problems_crc32": zlib.crc32(said), "held_out": spared, "samples": samples, "plain": plain,
+        "options": dict(method.options),
     }  # fmt: skip
-    claim_folder(out, settings)
     begun = time.perf_counter()
     net, tokenizer = open_policy(str(FOLDER) if small else model)
+    claim_folder(out, settings)
+    if tokenizer.chat_template and not plain:
+        rows, measured = conversations(rows), conversations(measured)
 
     def quality() -> dict[int, float]:
         if not measured or samples < 1:

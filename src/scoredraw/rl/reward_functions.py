@@ -7,13 +7,13 @@ None, which TRL leaves out of the group's statistics, and the log counts it.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from scoredraw.errors import InputError, require
+from scoredraw import registry
+from scoredraw.errors import require
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -110,11 +110,6 @@ def load_reward(place: str) -> RewardFunction:
     >>> load_reward("scoredraw.rl.reward_functions:completion_text").__name__
     'completion_text'
     """
-    module, _, name = place.partition(":")
-    require(bool(module and name), "reward", repr(place), "module:function")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as problem:
-        raise InputError(f"reward: {place!r} cannot be loaded: {problem}") from problem
+    found = registry.resolve(place, argument="reward")
     require(callable(found), "reward", repr(place), "a function")
-    return found
+    return cast(RewardFunction, found)
