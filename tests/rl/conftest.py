@@ -14,53 +14,50 @@ LETTERS = "0123456789+-=<>/ abcdefghijklmnopqrstuvwxyz\n"
 @pytest.fixture(scope="session")
 def letters() -> Any:
     """A tokenizer with a token a character, padded on the left as TRL wants it."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from scoredraw.papers.small_policy import new_tokenizer
 
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *LETTERS])}
-    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
-        padding_side="left",
+    return new_tokenizer(LETTERS)
+
+
+def two_layers(letters: Any) -> Any:
+    """The same two-layer Qwen2 of random weights each time."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(letters), hidden_size=32, intermediate_size=64,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=128, pad_token_id=letters.pad_token_id,
+            eos_token_id=letters.eos_token_id, bos_token_id=None,
+        )
     )  # fmt: skip
+
+
+def grpo_settings(folder: str | Path) -> dict[str, Any]:
+    """Of a GRPOConfig for two steps on the CPU."""
+    return {
+        "output_dir": str(folder), "per_device_train_batch_size": 8, "num_generations": 4,
+        "max_completion_length": 5, "max_steps": 2, "bf16": False, "use_cpu": True,
+        "report_to": [], "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
+        "learning_rate": 1e-3, "seed": 3, "activation_checkpointing": False,
+    }  # fmt: skip
 
 
 @pytest.fixture
 def new_policy(letters: Any) -> Callable[[], Any]:
-    """Makes the same two-layer Qwen2 of random weights each time it is called."""
-
-    def make() -> Any:
-        import torch
-        from transformers import Qwen2Config, Qwen2ForCausalLM
-
-        torch.manual_seed(0)
-        return Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(letters), hidden_size=32, intermediate_size=64,
-                num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                max_position_embeddings=128, pad_token_id=letters.pad_token_id,
-                eos_token_id=letters.eos_token_id, bos_token_id=None,
-            )
-        )  # fmt: skip
-
-    return make
+    """Makes `two_layers`."""
+    return lambda: two_layers(letters)
 
 
 @pytest.fixture
 def grpo_config(tmp_path: Path) -> Callable[..., Any]:
-    """A GRPOConfig for two steps on the CPU; options of the test win."""
+    """A GRPOConfig of `grpo_settings`; options of the test win."""
 
     def config(**options: Any) -> Any:
         from trl import GRPOConfig
 
-        settings: dict[str, Any] = {
-            "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "num_generations": 4,
-            "max_completion_length": 5, "max_steps": 2, "bf16": False, "use_cpu": True,
-            "report_to": [], "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
-            "learning_rate": 1e-3, "seed": 3, "activation_checkpointing": False,
-        }  # fmt: skip
-        return GRPOConfig(**{**settings, **options})
+        return GRPOConfig(**{**grpo_settings(tmp_path), **options})
 
     return config

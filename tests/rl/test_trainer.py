@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,13 +60,57 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo"])
 def test_grpo_is_trl_bit_for_bit(run: Run, loss_type: str) -> None:
     """Advantages a row, and the same a token: both end at TRL's own weights."""
-    config = {"loss_type": loss_type, "num_iterations": 2, "max_steps": 3}
+    config = {
+        "loss_type": loss_type, "num_iterations": 2, "max_steps": 5, "steps_per_generation": 2,
+        "per_device_train_batch_size": 4,
+    }  # fmt: skip
     theirs = weights(run(GRPOTrainer, config=config))
     ours = weights(run(advantage_fn=grpo, config=config))
     each = weights(run(advantage_fn=lambda r: grpo(r)[:, None].expand(r.mask.shape), config=config))
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
         assert torch.equal(each[name], value), name
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from conftest import grpo_settings, two_layers
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from test_trainer import PROMPTS, grpo, vowels
+from scoredraw.papers.small_policy import new_tokenizer
+from scoredraw.rl.trainer import AdvantageGRPOTrainer
+
+def train(kind, **options):
+    letters = new_tokenizer()
+    config = GRPOConfig(**{**grpo_settings(sys.argv[2]), "num_iterations": 2, "max_steps": 3,
+                           "per_device_train_batch_size": 4})
+    trainer = kind(model=two_layers(letters), reward_funcs=vowels, args=config,
+                   train_dataset=PROMPTS, processing_class=letters, **options)
+    trainer.train()
+    return trainer.accelerator.unwrap_model(trainer.model).state_dict()
+
+def each(rollouts):
+    assert len(rollouts.reward) == len(rollouts.mask) == len(rollouts.prompts) == 8
+    assert len(set(rollouts.prompts[:4])) == 1
+    return grpo(rollouts)[:, None].expand(rollouts.mask.shape)
+
+theirs = train(GRPOTrainer)
+ours = train(AdvantageGRPOTrainer, advantage_fn=each)
+assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+"""
+
+
+def test_two_processes_see_one_batch_and_end_at_trls_weights(tmp_path: Path) -> None:
+    """Each has half of it, a group; the function sees all, and each keeps its own rows."""
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(script), str(Path(__file__).parent), str(tmp_path)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_without_an_advantage_it_is_trl(run: Run) -> None:
@@ -146,7 +194,7 @@ def test_refuses_what_is_no_advantage(run: Run, found: Any, message: str) -> Non
 
 def test_a_reward_that_raises_for_one_row(run: Run) -> None:
     def fragile(completions: list[str], **_: Any) -> list[float]:
-        return [1.0 / (0 if c[0] in "abc0123" else len(c)) for c in completions]
+        return [1.0 / (ord(c[0]) % 2) for c in completions]
 
     guarded = GuardedReward(fragile)
     trainer = run(reward=guarded, advantage_fn=grpo)
