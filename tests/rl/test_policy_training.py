@@ -73,8 +73,8 @@ def test_an_interrupted_run_ends_where_it_would_have(
     whole = train(tmp_path / "whole")
 
     def stop(step: int, total: int, row: dict[str, float]) -> None:
-        assert total == 8
-        if step == 5:
+        assert total == 4
+        if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -82,10 +82,8 @@ def test_an_interrupted_run_ends_where_it_would_have(
     assert (tmp_path / "cut" / "checkpoints" / "checkpoint-4").is_dir()
     seen: list[int] = []
     resumed = train(tmp_path / "cut", progress=lambda step, *_: seen.append(step))
-    assert seen == [5, 6, 7, 8]
-    assert [row["reward"] for row in resumed.log if "reward" in row] == [
-        row["reward"] for row in whole.log if "reward" in row
-    ]
+    assert seen == [3, 4]
+    assert [row["reward"] for row in resumed.log] == [row["reward"] for row in whole.log]
     want = weights(tmp_path / "whole" / "model")
     for name, value in weights(tmp_path / "cut" / "model").items():
         assert torch.equal(value, want[name]), name
@@ -95,7 +93,7 @@ def test_an_interrupted_run_ends_where_it_would_have(
 def test_it_learns_and_says_so(tmp_path: Path, train: Callable[..., Any]) -> None:
     """Vowels go up by more than two of five: at random .5 of five letters are vowels."""
     run = train(tmp_path / "run", steps=25, prompts=4, generations=8, samples=4)
-    first, last = run.log[0]["reward"], np.mean([r["reward"] for r in run.log[-10::2]])
+    first, last = run.log[0]["reward"], np.mean([r["reward"] for r in run.log[-5:]])
     assert last > first + 2
     assert set(run.before) == {1, 2, 4}
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -110,7 +108,7 @@ def test_it_learns_and_says_so(tmp_path: Path, train: Callable[..., Any]) -> Non
 def test_trls_own_grpo_and_another_trainer(tmp_path: Path, train: Callable[..., Any]) -> None:
     own = train(tmp_path / "own", method=None, steps=2)
     same = train(tmp_path / "same", method=PolicyMethod(trainer="trl:GRPOTrainer"), steps=2)
-    assert own.log[-1]["loss"] == same.log[-1]["loss"]
+    assert [r["loss"] for r in own.log] == [r["loss"] for r in same.log]
     doubled = PolicyMethod(rewards=lambda reward: [reward, reward])
     run = train(tmp_path / "two", method=doubled, steps=1)
     assert run.log[0]["reward"] == 2 * own.log[0]["reward"]

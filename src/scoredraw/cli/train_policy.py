@@ -74,6 +74,7 @@ def policy(
     the last checkpoint. What it was worth is measured on held-out problems before and after.
     """
     from scoredraw import registry
+    from scoredraw.reports import plain as plain_values
     from scoredraw.rl.policy_training import train_policy
 
     begun = time.perf_counter()
@@ -97,7 +98,8 @@ def policy(
         policy_page(run, method, problems).save(report)
     facts = {
         "method": method, "steps": steps, "before": run.before, "after": run.after,
-        "seconds": round(time.perf_counter() - begun, 3), "out": str(out / "model"),
+        "gain": plain_values(run.gain), "seconds": round(time.perf_counter() - begun, 3),
+        "out": str(out / "model"),
     }  # fmt: skip
     typer.echo(json.dumps(facts, indent=2) if as_json else f"{said(run, method)} -> {out}/model")
 
@@ -125,14 +127,14 @@ def rows_of(problems: str) -> list[dict[str, Any]]:
 
 def said(run: PolicyRun, method: str) -> str:
     """What came of it, in a sentence."""
-    batches = sum("reward" in row for row in run.log)  # a method may go over one more than once
-    steps = f"{method}: {batches} steps in {run.seconds:.0f} s"
-    if not run.after:
+    steps = f"{method}: {len(run.log)} steps in {run.seconds:.0f} s"
+    if run.gain is None:
         return steps
     k = max(run.after)
+    sure = "" if run.gain.above(0) or run.gain.below(0) else ", which cannot be told from nothing"
     return (
-        f"{steps}; held-out pass@1 {run.before[1]:.3f} before, {run.after[1]:.3f} after, "
-        f"pass@{k} {run.before[k]:.3f} and {run.after[k]:.3f}"
+        f"{steps}; held-out pass@1 {run.before[1]:.3f} before, {run.after[1]:.3f} after: a gain of "
+        f"{run.gain}{sure}; pass@{k} {run.before[k]:.3f} and {run.after[k]:.3f}"
     )
 
 

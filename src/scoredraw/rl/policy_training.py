@@ -26,6 +26,8 @@ from scoredraw.answers import miss_probabilities
 from scoredraw.errors import InputError, require
 from scoredraw.journal import atomic_path
 from scoredraw.math_answers import equality
+from scoredraw.metrics import Estimate, paired_difference
+from scoredraw.reports import plain as plain_values
 from scoredraw.rl.reward_functions import (
     GuardedReward,
     RewardFunction,
@@ -38,7 +40,7 @@ from scoredraw.small_models import load_model
 EMBEDDED = "embedded"
 FOLDER = Path(__file__).parents[1] / "data" / "small-policy"
 PROMPTS = ("prompt", "problem", "question")
-SHOWN = ("reward", "frac_dead_groups", "frac_reward_zero_std", "entropy", "completions/mean_length")
+RIGHT = 0.5  # a larger reward counts as right in pass@k
 
 Row = dict[str, float]
 
@@ -62,12 +64,16 @@ class PolicyMethod:
 
 @dataclass(frozen=True)
 class PolicyRun:
-    """A finished run: log has a row a step; before and after: pass@k of held-out problems by k."""
+    """A finished run: log has a row a batch; before and after: pass@k of held-out problems by k.
+
+    gain: what pass@1 gained, with its interval over the problems; None where none was held out.
+    """
 
     folder: Path
     log: list[Row]
     before: dict[int, float]
     after: dict[int, float]
+    gain: Estimate | None
     seconds: float
 
 
@@ -214,14 +220,16 @@ def _sampled(model: Any, tokenizer: Any, prompts: Sequence[Any], max_tokens: int
 
 
 def pass_at(rewards: NDArray[np.float64]) -> dict[int, float]:
-    """Unbiased pass@k, k = 1, 2, 4 .. n, of rewards (P, n); right is a reward above 1/2.
+    """Unbiased pass@k, k = 1, 2, 4 .. n, of rewards (P, n); right is a reward above RIGHT.
 
     >>> pass_at(np.array([[1.0, 0.0], [0.0, 0.0]]))
     {1: 0.25, 2: 0.5}
     """
     n = rewards.shape[1]
+    if not rewards.size:
+        return {}
     ks = [2**i for i in range(n.bit_length()) if 2**i <= n]
-    right = (rewards > 0.5).sum(axis=1)
+    right = (rewards > RIGHT).sum(axis=1)
     return {
         k: float(1 - miss)
         for k, miss in zip(ks, miss_probabilities(n, right, ks).mean(axis=0), strict=True)
@@ -244,11 +252,11 @@ def train_policy(
     problems: as `read_problems`; the last `held_out` (at most a quarter) only measure. model: what
     `load_model` takes, or "embedded". reward: as `find_reward`, or a function under TRL's
     contract. about: the method's name. steps: batches of `prompts` problems with `generations`
-    answers each; a method that goes over a batch more than once makes more optimizer steps.
+    answers each; a method may make two optimizer steps of a batch.
     learning_rate: 1e-6, of the embedded model 5e-5. max_tokens: of an answer, 256 (embedded 48).
     beta: KL to the model as it came. samples: answers a held-out problem. plain: a text is a prompt
     to go on from, also for a model with a chat template, where it is else what the user says.
-    progress: called with the step, all steps and TRL's numbers after each.
+    progress: called with the batch, all batches and TRL's numbers at the first step of each.
 
     The same call resumes an interrupted run from its last checkpoint (every save_every batches).
     Raises InputError for problems and rewards as those functions, fewer than two generations, and
@@ -279,24 +287,30 @@ def train_policy(
     if tokenizer.chat_template and not plain:
         rows, measured = conversations(rows), conversations(measured)
 
-    def quality() -> dict[int, float]:
-        if not measured or samples < 1:
-            return {}
+    def quality() -> NDArray[np.float64]:
+        rows = measured if samples else []
         found = rewards_of_samples(
-            net, tokenizer, measured, scorer, n=samples, max_tokens=max_tokens, seed=seed
+            net, tokenizer, rows, scorer, n=samples, max_tokens=max_tokens, seed=seed
         )
-        return pass_at(np.nan_to_num(found, nan=0.0))
+        return np.nan_to_num(found, nan=0.0)
 
     before = quality()
     trainer = _trainer(net, tokenizer, rows, scorer, method, settings, out, save_every, progress)
     trainer.train(resume_from_checkpoint=_last_checkpoint(out))
-    log = [_numbers(row) for row in trainer.state.log_history if "loss" in row]
-    run = PolicyRun(out, log, before, quality(), time.perf_counter() - begun)
+    log = [_numbers(row) for row in trainer.state.log_history if "reward" in row]
+    after = quality()
+    right = [(rewards > RIGHT).mean(axis=1) for rewards in (after, before)] if before.size else None
+    gain = None if right is None else paired_difference(*right)
+    seconds = time.perf_counter() - begun
+    run = PolicyRun(out, log, pass_at(before), pass_at(after), gain, seconds)
     net.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    facts = {**settings, "before": before, "after": run.after, "seconds": run.seconds, "log": log}
+    facts = {
+        **settings, "before": run.before, "after": run.after, "gain": gain, "seconds": seconds,
+        "log": log,
+    }  # fmt: skip
     with atomic_path(out / "run.json") as path:
-        path.write_text(json.dumps(facts, indent=1))
+        path.write_text(json.dumps(plain_values(facts), indent=1))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return run
 
@@ -325,8 +339,8 @@ def _trainer(
 
     class Live(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if progress is not None and logs and "loss" in logs:
-                progress(state.global_step, total, _numbers(logs))
+            if progress is not None and logs and "reward" in logs:
+                progress(-(-state.global_step // batches), settings["steps"], _numbers(logs))
 
     kind: Callable[..., Any] = load_reward(method.trainer)  # a class is found as a function is
     options = dict(method.trainer_options(total)) if method.trainer_options else {}
