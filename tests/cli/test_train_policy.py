@@ -65,6 +65,7 @@ def test_every_method_takes_a_step(scoredraw: Run, tmp_path: Path, method: str) 
         (["embedded", "--model", "."], "model: cannot load '.'"),
         (["embedded", "--method", "tempo", "--set", "lam=2"], "lam: got 2"),
         (["missing.jsonl"], "missing.jsonl"),
+        (["embedded", "--report", "nowhere/page.html"], "report: "),
     ],
 )
 def test_refusals(scoredraw: Run, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scoredraw.cli import options as o
+from scoredraw.cli.compare import check_report
 from scoredraw.cli.live import live_table
 from scoredraw.cli.outcome import written_by
 from scoredraw.errors import InterruptedWorkError, require
@@ -78,6 +79,8 @@ def policy(
     from scoredraw.rl.policy_training import train_policy
 
     begun = time.perf_counter()
+    if report is not None:
+        check_report(report)
     found = registry.method("policies", method)
     made = registry.resolve(found.function)(**o.settings(set_))
     rows = rows_of(problems)
