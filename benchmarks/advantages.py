@@ -11,10 +11,15 @@ bytes that are new at a time, of TRL's. Their memory is counted on the CPU by to
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import accumulate
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -126,10 +131,10 @@ def peak(run: Callable[[], Step]) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         kept = run()
     del kept
-    recorded: Any = measured.profiler
-    held = most = 0
-    for event in recorded.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return float(most)
+    with TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        measured.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [event for event in events if event["name"] == "[memory]"]
+    changes.sort(key=itemgetter("ts"))
+    return float(max(accumulate(event["args"]["Bytes"] for event in changes)))

@@ -15,6 +15,7 @@ pytest.importorskip("trl")
 
 from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.journal import Journal  # noqa: E402
+from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import policy_study as ps  # noqa: E402
 from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
@@ -59,7 +60,12 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
         progress: Any = None,
     ) -> ps.Record:  # fmt: skip
         runs.append((name, rate, seed, tuning))
-        right = 0.3 + 100 * rate + 0.01 * list(ps.ARMS).index(name) + 0.001 * (seed % 7)
+        right = (
+            0.5
+            - 0.1 * abs(np.log2(rate / 2e-3))
+            + 0.01 * list(ps.ARMS).index(name)
+            + 0.001 * (seed % 7)
+        )
         passed = {family: {"1": right, "8": right + 0.1} for family in settings.families}
         silent = 0.2 if name == "ngrpo" else 0.4
         if progress is not None:
@@ -70,18 +76,19 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
     return runs
 
 
-@pytest.mark.parametrize("name", ["grpo", "ngrpo", "tempo", "pure", "pure_outcome", "pure_sum"])
+@pytest.mark.parametrize(
+    "name", ["grpo", "grpo_twice", "ngrpo", "tempo", "pure", "pure_outcome", "pure_sum"]
+)
 def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps.Settings) -> None:
     steps: list[tuple[int, int]] = []
     record = ps.run_arm(name, 1e-3, 0, settings, progress=lambda i, n, _: steps.append((i, n)))
-    total = 4 if name == "ngrpo" else 2  # which goes over each batch twice
-    assert steps == [(i + 1, total) for i in range(total)]
+    assert steps == [(1, 2), (2, 2)]  # batches, also of what goes over each twice
     assert set(record) == {"passed", "silent", "entropy", "length", "seconds"}
     assert set(record["passed"]) == {"chain_sum"}
     assert list(record["passed"]["chain_sum"]) == ["1", "2", "4", "8"]
     assert 1 <= record["length"] <= 4
-    assert record["entropy"] == pytest.approx(np.log(98), rel=0.05)  # an even guess of 98 tokens
-    if name in {"grpo", "tempo"}:  # nothing is right: no group has an advantage
+    assert record["entropy"] == pytest.approx(np.log(99), rel=0.05)  # an even guess of 99 tokens
+    if name in {"grpo", "grpo_twice", "tempo"}:  # nothing is right: no group has an advantage
         assert record["silent"] == 1
     if name == "ngrpo":  # and here all have
         assert record["silent"] == 0
@@ -112,29 +119,56 @@ def test_a_study_tunes_and_pays_for_nothing_twice(
     records = ps.study(0, settings, lambda said, *_: told.append(said), arms)
     want = [
         (arm, rate, seed, seed == 500) for arm in arms[1:]
-        for rate, seed in [(1e-3, 500), (2e-3, 500), (2e-3, 0), (2e-3, 1), (1e-3, 0), (1e-3, 1)]
+        for rate, seed in [
+            (1e-3, 500), (2e-3, 500), (4e-3, 500),  # the grid, and beyond its end
+            (2e-3, 0), (2e-3, 1), (1e-3, 0), (1e-3, 1),
+        ]
     ]  # fmt: skip
     assert made_up == want
     assert told[0] == "GRPO (TRL's), rate 0.001, seed 500"
     assert len(told) == len(want)
     assert [r["part"] for r in records if r["arm"] == "pure"] == [
-        "tuning", "tuning", "best", "best", "shared", "shared",
+        "tuning", "tuning", "tuning", "best", "best", "shared", "shared",
     ]  # fmt: skip
     journal = Journal(cache / "policy-study.jsonl")
     assert len(journal.records()) == 2 + len(want)
     assert ps.study(0, settings, arms=arms) == records
     assert made_up == want  # all was known
-    ps.study(0, replace(settings, seeds=3, rates=(2e-3,)), arms=arms)
+    ps.study(0, replace(settings, seeds=3, rates=(1e-3, 2e-3, 4e-3)), arms=arms)
     assert made_up[len(want) :] == [
         (arm, rate, 2, False) for arm in arms[1:] for rate in (2e-3, 1e-3)
     ]  # fmt: skip
     del made_up[:]
     ps.study(0, replace(settings, steps=3), arms=["grpo"])
-    assert len(made_up) == 6  # another run altogether
+    assert len(made_up) == 7  # another run altogether
     path = journal.path
     path.write_bytes(path.read_bytes()[:-20])  # killed as it wrote
     ps.study(0, replace(settings, steps=3), arms=["grpo"])
-    assert len(made_up) == 7
+    assert len(made_up) == 8
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried"),
+    [
+        ((1e-3, 2e-3, 4e-3), []),
+        ((2e-3, 4e-3), [1e-3]),
+        ((8e-3, 16e-3), [4e-3, 2e-3]),  # and no further
+        ((5e-4,), [1e-3, 2e-3]),
+    ],
+)
+def test_tuning_goes_beyond_the_grid(
+    rates: tuple[float, ...], tried: list[float], settings: ps.Settings, made_up: list[Any]
+) -> None:
+    asked = replace(settings, rates=rates)
+    records = ps.study(0, asked, arms=["grpo"])
+    tuned = [r["rate"] for r in records if r["part"] == "tuning"]
+    assert [rate for _, rate, seed, _ in made_up if seed == 500] == [*rates, *tried]
+    assert tuned == sorted([*rates, *tried])
+    assert {r["rate"] for r in records if r["part"] == "best"} == {2e-3}
+    for part in ("best", "shared"):
+        note = ps.results(part, "sums", asked, ["grpo"], records).note
+        last = part == "best" and 2e-3 in {tuned[0], tuned[-1]}
+        assert ("The best of all rates tried was the last one: GRPO (TRL's)." in note) == last
 
 
 def test_keys_know_the_weights_and_the_options(
@@ -158,7 +192,7 @@ def test_keys_know_the_weights_and_the_options(
     assert ps.fingerprint(settings.model) != ps.fingerprint("embedded")
 
 
-@pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 12, 2), (29, 4, 2), (48, 6, 1)])
+@pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 14, 2), (29, 4, 2), (48, 6, 1)])
 def test_reports(
     paper: int, claims: int, tasks: int, settings: ps.Settings, made_up: list[Any]
 ) -> None:
@@ -176,14 +210,21 @@ def test_reports(
             continue
         scale = 20 if c.measure == "length" else 1  # the formula of the results
         gap = scale * 0.01 * (order.index(c.arm) - order.index(c.other))
-        assert claim.measured.value == pytest.approx(gap)  # type: ignore[union-attr]
+        assert isinstance(claim.measured, Estimate)
+        assert claim.measured.value == pytest.approx(gap)
         assert claim.verdict == ("holds" if gap > 0 else "fails")
     if paper == 27:
         silent = next(c for c in report.claims if "silent groups" in c.name)
-        assert silent.measured.value == pytest.approx(-0.2)  # type: ignore[union-attr]
+        assert isinstance(silent.measured, Estimate)
+        assert silent.measured.value == pytest.approx(-0.2)
         assert silent.verdict == "holds"
     rates: Sequence[Any] = [[row[1] for row in table.rows] for table in report.tables[:2]]
     assert rates == [[None, *[2e-3] * len(arms)], [None, *[1e-3] * len(arms)]]
+    steps = {row[0]: row[2] for row in report.tables[0].rows}
+    twice = {"NGRPO", "DAPO", "GRPO, two steps a batch"}
+    assert steps == {ps.TITLES[arm]: 1 + (ps.TITLES[arm] in twice) for arm in arms} | {
+        "untrained": None
+    }
 
 
 def test_refusals(settings: ps.Settings) -> None:
@@ -203,7 +244,7 @@ def test_command_line(
     mix = replace(settings, families=("gcd",))
     monkeypatch.setattr(ps, "TASKS", {"sums": settings, "mix": mix})
     ps.main(["--arms", "grpo,pure", "--seeds", "1"])
-    assert [name for name, *_ in made_up] == ["grpo"] * 4 + ["pure"] * 4 + ["grpo"] * 4
+    assert [name for name, *_ in made_up] == ["grpo"] * 5 + ["pure"] * 5 + ["grpo"] * 5
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert len(captured.err.splitlines()) == 12
+    assert len(captured.err.splitlines()) == 15

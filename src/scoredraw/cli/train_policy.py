@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 import warnings
@@ -85,6 +86,7 @@ def policy(
     made = registry.resolve(found.function)(**o.settings(set_))
     rows = rows_of(problems)
     try:
+        os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of rollout_func, which is ours
         with live_table("step", COLUMNS) as show, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of TRL's calls of transformers
             run = train_policy(

@@ -3,12 +3,15 @@
 The small policy that ships is trained from rewards by each method with equally many samples, on
 sums that are worked out a line at a time (right for six of ten samples before any training) and on
 a mix with harder problems. Each method has its own learning rate, the best of a small grid by the
-mean reward on spared training problems with a seed of its own; then other seeds train at that rate,
-and at one rate for all. What is reported is measured on test problems, paired by seed: runs of one
-seed see the same problems in the same order.
+mean reward on spared training problems with a seed of its own (and of a rate or two beyond it,
+where the best is at an end); then other seeds train at that rate, and at one rate for all. What is
+reported is measured on test problems, paired by seed: runs of one seed see the same problems in the
+same order. Methods whose clip has bounds of their own take two optimizer steps a batch, as clips
+only act on the second; so GRPO with two is among the methods.
 
 Every finished run is a line of a journal in the cache, so that a study resumes and only pays for
-what is new. `python -m scoredraw.papers.policy_study --arms grpo,ngrpo` runs some of it.
+what is new: what has other settings, weights or problems. Changed code is not noticed; after that
+delete the journal. `python -m scoredraw.papers.policy_study --arms grpo,ngrpo` runs some of it.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ Record = dict[str, Any]
 Progress = Callable[[str, int, int], None]  # the run in words, its steps done, all of them
 
 TUNING = 500  # the tuning seed, after the seeds of the study
+FURTHER = 2  # rates that are tried beyond an end of the grid, each twice or half the last
 LAST = 10  # batches whose entropy and length are reported
 
 
@@ -61,6 +65,7 @@ PLAIN = {
     "nsr": "NSR", "w_reinforce": "W-REINFORCE", "tempo": "TEMPO",
 }  # fmt: skip
 ARMS = {name: Arm(title, name, {}) for name, title in PLAIN.items()} | {
+    "grpo_twice": Arm("GRPO, two steps a batch", "grpo", {"passes": 2}),
     "pure": Arm("PURE, softmin of lines", "pure", {"outcome": False}, True),
     "pure_outcome": Arm("PURE, softmin of lines + outcome", "pure", {}, True),
     "pure_sum": Arm("PURE, sum of lines", "pure", {"outcome": False, "credit": "sum"}, True),
@@ -112,21 +117,19 @@ def run_arm(
     """
     known = fitting(settings)[1:]
     require(name in known, "name", repr(name), f"one of {', '.join(known)}")
-    arm, begun = ARMS[name], time.process_time()
-    method: PolicyMethod = getattr(policy_methods, arm.method)(**arm.options)
+    begun = time.process_time()
     taught, spared, tested = study_problems(settings)
     with tempfile.TemporaryDirectory() as folder, one_thread():
         run = policy_training.train_policy(
-            taught, Path(folder), model=settings.model, method=method, about=name,
+            taught, Path(folder), model=settings.model, method=method_of(name), about=name,
             steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
             learning_rate=rate, max_tokens=settings.max_tokens, held_out=0,
             save_every=settings.steps, seed=seed, progress=progress,
         )  # fmt: skip
         rows = spared if tuning else tested
         passed = measured(str(run.folder / "model"), rows, seed, settings)
-    sampled = [row for row in run.log if "reward" in row]  # not those that go over a batch again
-    silent = [row.get("frac_dead_groups", row["frac_reward_zero_std"]) for row in sampled]
-    end = sampled[-LAST:]
+    silent = [row.get("frac_dead_groups", row["frac_reward_zero_std"]) for row in run.log]
+    end = run.log[-LAST:]
     return {
         "passed": passed,
         "silent": float(np.mean(silent)),
@@ -134,6 +137,12 @@ def run_arm(
         "length": float(np.mean([row["completions/mean_length"] for row in end])),
         "seconds": time.process_time() - begun,
     }
+
+
+def method_of(name: str) -> PolicyMethod:
+    arm = ARMS[name]
+    made: PolicyMethod = getattr(policy_methods, arm.method)(**arm.options)
+    return made
 
 
 def fitting(settings: Settings) -> list[str]:
@@ -219,15 +228,31 @@ def study(
             found += [result(name, 0.0, seed, "best") for seed in seeds]
             continue
         tuned = [result(name, rate, 1000 * rng + TUNING, "tuning") for rate in settings.rates]
-        best = max(tuned, key=lambda record: mean_pass(record, 1))["rate"]
-        found += tuned
+        for _ in range(FURTHER):
+            if (beyond := beyond_the_end(tuned)) is None:
+                break
+            tuned.append(result(name, beyond, 1000 * rng + TUNING, "tuning"))
+        best = best_rate(tuned)
+        found += sorted(tuned, key=itemgetter("rate"))
         for rate, part in ((best, "best"), (settings.shared, "shared")):
             found += [result(name, rate, seed, part) for seed in seeds]
     return found
 
 
+def best_rate(tuned: Sequence[Record]) -> float:
+    return float(max(tuned, key=lambda record: mean_pass(record, 1))["rate"])
+
+
+def beyond_the_end(tuned: Sequence[Record]) -> float | None:
+    """The rate to try next where the best one so far is the highest or lowest, else None."""
+    rates, best = [record["rate"] for record in tuned], best_rate(tuned)
+    if min(rates) < best < max(rates):
+        return None
+    return 2 * best if best == max(rates) else best / 2
+
+
 def run_key(name: str, run: tuple[float, int, bool], settings: Settings, files: str) -> str:
-    """A hash of all that decides how a run (rate, seed, tuning) ends."""
+    """A hash of what decides how a run (rate, seed, tuning) ends, apart from code and libraries."""
     same = [pair for pair in sorted(asdict(settings).items()) if pair[0] not in SIZES]
     said = repr((ARMS[name][1:] if name in ARMS else name, run, same, files,
                  torch.cuda.is_available()))  # fmt: skip
@@ -256,7 +281,7 @@ MEASURES: dict[str, Callable[[Record], float]] = {
     "length": itemgetter("length"),
 }
 OF_PAPER = {
-    27: ("ngrpo", "grpo", "rloo", "dapo", "psr", "nsr", "w_reinforce"),
+    27: ("ngrpo", "grpo", "grpo_twice", "rloo", "dapo", "psr", "nsr", "w_reinforce"),
     29: ("tempo", "grpo", "rloo"),
     48: ("pure", "pure_outcome", "pure_sum", "grpo"),
 }
@@ -265,7 +290,7 @@ HIGHER = "higher pass@k AUC on MATH500, AMC23 and AIME2025 (7B trained on MATH)"
 BETTER = "better than PPO and GRPO on MATH, MedQA and out of distribution (Qwen3-1.7B and 4B)"
 SILENT = "groups that are all wrong teach under NGRPO"
 PARITY = "7B, mean of five benchmarks: process rewards alone 49.3, outcomes alone 48.3"
-TENTH = "7B, mean of five benchmarks: 53.3 with outcomes for a tenth, 49.3 without, 48.3 with those"
+TENTH = "7B, mean of five benchmarks: 53.3 with outcomes for a tenth, 49.3 without, 48.3 outcomes"
 
 
 class Comparison(NamedTuple):
@@ -296,6 +321,7 @@ COMPARISONS = {
         *(Comparison("ngrpo", other, "pass@8", HIGHER) for other in OF_PAPER[27][1:]),
         Comparison("ngrpo", "grpo", "pass@1", HIGHER),
         Comparison("ngrpo", "grpo", "pass@8", HIGHER, part="shared"),
+        Comparison("ngrpo", "grpo_twice", "pass@8", HIGHER, part="shared"),
         Comparison("ngrpo", "grpo", "silent groups", SILENT, more=False),
         Comparison("ngrpo", "grpo", "entropy", "NGRPO goes on exploring"),
     ],
@@ -343,13 +369,15 @@ def add_policy_study(
 def results(
     part: str, task: str, settings: Settings, arms: Sequence[str], records: Sequence[Record]
 ) -> ReportTable:
-    columns = ["method", "rate", *MEASURES, "pass@1 less GRPO's", "pass@8 less GRPO's"]
+    less = ["pass@1 less GRPO's", "pass@8 less GRPO's"]
+    columns = ["method", "rate", "steps a batch", *MEASURES, *less]
     rows: list[list[Cell]] = []
     for arm in arms:
         known = list(MEASURES)[: 2 if arm == UNTRAINED else None]
         rates = {r["rate"] for r in records if (r["arm"], r["part"]) == (arm, part)} - {0.0}
+        steps = None if arm == UNTRAINED else method_of(arm).options.get("num_iterations", 1)
         rows.append([
-            TITLES[arm], *(rates or {None}),
+            TITLES[arm], *(rates or {None}), steps,
             *(mean_interval(per_seed(records, arm, m, part)) if m in known else None
               for m in MEASURES),
             *(None if arm == "grpo" else Comparison(arm, "grpo", m, "", part=part).gap(records)
@@ -359,8 +387,13 @@ def results(
     size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     note = (
         f"{settings.tested} problems of each of {', '.join(settings.families)}; {settings.seeds} "
-        f"seeds. Silent groups have no advantage; entropy and length: of the last {LAST} batches."
+        f"seeds. Steps: of the optimizer; at one rate, two go further. Silent groups have no "
+        f"advantage; entropy and length: of the last {LAST} batches."
     )
+    tuning = [[r for r in records if (r["arm"], r["part"]) == (a, "tuning")] for a in arms]
+    edge = [TITLES[tuned[0]["arm"]] for tuned in tuning if tuned and beyond_the_end(tuned)]
+    if part == "best" and edge:
+        note += f" The best of all rates tried was the last one: {', '.join(edge)}."
     return ReportTable(f"Language model, {task}, after {size}, {at}", columns, rows, note)
 
 

@@ -169,12 +169,12 @@ def save_problems(directory: Path, parts: dict[str, list[Problem]]) -> None:
 # ── the policy ──────────────────────────────────────────────────────────────────────────────────
 
 
-def new_tokenizer() -> Any:
-    """A token a character of printable ASCII and the line's end; padded on the left."""
+def new_tokenizer(letters: Sequence[str] = LETTERS) -> Any:
+    """A token a character (printable ASCII and the line's end) or <unk>; padded on the left."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *LETTERS])}
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *letters])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     inner.decoder = decoders.Fuse()

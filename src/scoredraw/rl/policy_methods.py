@@ -1,14 +1,19 @@
 """The methods of `train policy`: each a function of its own options that says what it changes.
 
-PolicyMethod = ngrpo(num_virtual=2)
-train_policy(problems, out, method=ngrpo(num_virtual=2), about="ngrpo")
+    train_policy(problems, out, method=ngrpo(num_virtual=2), about="ngrpo")
+
+All of them raise InputError for an option that they do not have, and for a value of another kind
+than the option's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
+from scoredraw import registry
 from scoredraw.errors import require
 from scoredraw.rl.policy_training import PolicyMethod
 from scoredraw.rl.reward_functions import load_reward
@@ -18,10 +23,47 @@ if TYPE_CHECKING:
 
     from scoredraw.rl.trainer import Rollouts
 
+Maker = Callable[..., PolicyMethod]
 
-def grpo() -> PolicyMethod:
-    """TRL's own GRPO, as its defaults have it."""
-    return PolicyMethod()
+
+def checked(taker: str = "", but: str = "") -> Callable[[Maker], Maker]:
+    """Look at the options of a method before it is made.
+
+    taker: where its **options go, "module:function"; but: names there that are no options of it.
+    """
+
+    def decorate(make: Maker) -> Maker:
+        @wraps(make)
+        def made(*given: Any, **options: Any) -> PolicyMethod:
+            takers = [registry.resolve(taker), make] if taker else [make]
+            listed = [p for function in takers for p in signature(function).parameters.values()]
+            usual = {p.name: p.default for p in listed if p.default is not Parameter.empty}
+            known = {name: usual[name] for name in usual if name not in but.split()}
+            for name, value in options.items():
+                require(name in known, "options", name, f"some of {', '.join(known) or 'none'}")
+                require(alike(value, known[name]), name, repr(value), f"such as {known[name]!r}")
+            return make(*given, **options)
+
+        return made
+
+    return decorate
+
+
+def alike(value: Any, usual: Any) -> bool:
+    """Whether a value is a truth value, a whole number or a number where the usual one is."""
+    if isinstance(usual, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(usual) if isinstance(usual, int) else True
+
+
+group_method = checked("scoredraw.rl.group_advantages:GroupAdvantage", but="estimator")
+
+
+@checked()
+def grpo(passes: int = 1) -> PolicyMethod:
+    """TRL's own GRPO, as its defaults have it. passes: optimizer steps that a batch is used for."""
+    require(passes >= 1, "passes", passes, "1 or more")
+    return PolicyMethod(options={} if passes == 1 else {"num_iterations": passes})
 
 
 def estimator(name: str, **options: Any) -> PolicyMethod:
@@ -42,46 +84,55 @@ def estimator(name: str, **options: Any) -> PolicyMethod:
     return PolicyMethod(lambda _: credit, settings)
 
 
+@group_method
 def dr_grpo(**options: Any) -> PolicyMethod:
     """Without a deviation, which favours problems that are nearly always or never solved."""
     return estimator("dr_grpo", **options)
 
 
+@group_method
 def rloo(**options: Any) -> PolicyMethod:
     """Against the mean of the other answers."""
     return estimator("rloo", **options)
 
 
+@group_method
 def dapo(**options: Any) -> PolicyMethod:
     """A higher clip for good answers; groups of one mind are left out."""
     return estimator("dapo", **options)
 
 
+@group_method
 def ngrpo(**options: Any) -> PolicyMethod:
     """As if one more answer with the highest reward had been sampled; see `group_advantages`."""
     return estimator("ngrpo", **options)
 
 
+@group_method
 def psr(**options: Any) -> PolicyMethod:
     """From right answers alone."""
     return estimator("psr", **options)
 
 
+@group_method
 def nsr(**options: Any) -> PolicyMethod:
     """From wrong answers alone."""
     return estimator("nsr", **options)
 
 
+@group_method
 def w_reinforce(**options: Any) -> PolicyMethod:
     """From wrong answers, and a little from right ones."""
     return estimator("w_reinforce", **options)
 
 
+@group_method
 def reinforce_pp(**options: Any) -> PolicyMethod:
     """Standardised over the batch in place of the group."""
     return estimator("reinforce_pp", **options)
 
 
+@checked("scoredraw.rl.tempo:TempoAdvantage")
 def tempo(**options: Any) -> PolicyMethod:
     """Credit for the tokens at which the answers of a group part; options of `TempoAdvantage`."""
     from scoredraw.rl.tempo import TempoAdvantage
@@ -90,10 +141,16 @@ def tempo(**options: Any) -> PolicyMethod:
     return PolicyMethod(lambda _: credit, {"loss_type": "dapo"})
 
 
+@checked(
+    "scoredraw.rl.process_advantages:process_advantages",
+    but="num_generations group_ids kl kl_coef separators",
+)
 def pure(
     scorer: str | Callable[..., Any] = "scoredraw.papers.small_policy:score_lines",
     separator: str = "\n",
     outcome: bool = True,
+    quiet_separators: bool = True,
+    whitened: bool = True,
     **options: Any,
 ) -> PolicyMethod:
     """The minimum of process rewards; options of `ProcessAdvantage`.
@@ -105,12 +162,16 @@ def pure(
 
     score: Callable[..., Any] = load_reward(scorer) if isinstance(scorer, str) else scorer
     place = 0 if outcome else None
-    return PolicyMethod(
-        lambda tokenizer: ProcessAdvantage(score, tokenizer, separator, place, **options),
-        {"loss_type": "dapo"},
-    )
+
+    def credit(tokenizer: Any) -> ProcessAdvantage:
+        return ProcessAdvantage(
+            score, tokenizer, separator, place, quiet_separators, whitened, **options
+        )
+
+    return PolicyMethod(credit, {"loss_type": "dapo"})
 
 
+@checked("scoredraw.rl.calibrated_reward:RLCRReward")
 def rlcr(**options: Any) -> PolicyMethod:
     """Correctness and a proper score of the stated confidence; options of `RLCRReward`.
 
@@ -122,6 +183,7 @@ def rlcr(**options: Any) -> PolicyMethod:
     return PolicyMethod(options={"scale_rewards": "none"}, rewards=lambda _: [reward])
 
 
+@checked("scoredraw.rl.self_correction_trainer:SCoReTrainer")
 def score(first: float = 0.5, correction_prompt: str | None = None, **options: Any) -> PolicyMethod:
     """Two attempts, the second credited for progress; options of `SCoReTrainer`.
 
@@ -138,6 +200,7 @@ def score(first: float = 0.5, correction_prompt: str | None = None, **options: A
     return PolicyMethod(trainer=where, trainer_options=stages)
 
 
+@checked()
 def win_rate(margin: float = 0.0, clamp: float = 5.0) -> PolicyMethod:
     """The share of the other answers that an answer beats, rewards closer than margin being a tie.
 
@@ -155,6 +218,7 @@ def win_rate(margin: float = 0.0, clamp: float = 5.0) -> PolicyMethod:
     return PolicyMethod(lambda _: credit)
 
 
+@checked("scoredraw.rl.rollout_tree:portool_advantages")
 def portool(max_fork: int = 2, max_depth: int = 6, **options: Any) -> PolicyMethod:
     """Roll-outs as a tree of tool calls, credited a step; options of `PORToolAdvantage`.
 
