@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -227,6 +228,14 @@ def test_long_responses_in_single_precision() -> None:
         assert A[0, [0, T - 1]].tolist() == pytest.approx([0.4, 0.4], abs=1e-6)
 
 
+def test_a_divergence_in_half_precision() -> None:
+    """.001 times 1e-4 is below what float16 can tell apart."""
+    kl = torch.full((2, 3), 1e-4, dtype=torch.float16)
+    found, want = (process_advantages(**ONE, kl=x) for x in (kl, kl.double()))
+    torch.testing.assert_close(found, want, rtol=1e-6, atol=0)
+    assert found[0, 0] == pytest.approx(-2e-7, rel=1e-3)
+
+
 # ── in a trainer ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -244,8 +253,8 @@ def sometimes(completions: list[str], **_: Any) -> list[float | None]:
     return [None if "q" in c else float(len(c) % 2) for c in completions]
 
 
-def nothing(completions: list[str], **_: Any) -> list[float]:
-    return [0.0] * len(completions)
+def nothing(completions: list[str], **_: Any) -> list[None]:
+    return [None] * len(completions)
 
 
 @pytest.mark.parametrize("outcome", [None, 0])
@@ -258,24 +267,35 @@ def test_a_real_run(
     from scoredraw.rl.trainer import AdvantageGRPOTrainer, Rollouts
 
     data = Dataset.from_list([{"prompt": f"{a}+{a}="} for a in range(8)])
-    inner = ProcessAdvantage(vowels, letters, separator="e", outcome=outcome)
     seen: list[tuple[Rollouts, Tensor]] = []
+    trained: list[Tensor] = []
 
-    def advantage(rollouts: Rollouts) -> Tensor:
-        seen.append((rollouts, inner(rollouts)))
-        return seen[-1][1]
+    class Watched(ProcessAdvantage):
+        def __call__(self, rollouts: Rollouts) -> Tensor:
+            seen.append((rollouts, super().__call__(rollouts)))
+            return seen[-1][1]
+
+    class Trainer(AdvantageGRPOTrainer):
+        def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+            output = super()._generate_and_score_completions(inputs)
+            trained.append(output["advantages"])
+            return output
 
     policy = new_policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    trainer = AdvantageGRPOTrainer(
+    trainer = Trainer(
         model=policy, reward_funcs=[sometimes, nothing], train_dataset=data,
         args=grpo_config(max_completion_length=24, reward_weights=[1.0, 0.0]),
-        processing_class=letters, advantage_fn=advantage,
+        processing_class=letters,
+        advantage_fn=Watched(vowels, letters, separator="e", outcome=outcome),
     )  # fmt: skip
     trainer.train()
     assert len(seen) == 2
     assert any(not torch.equal(value, before[k]) for k, value in policy.state_dict().items())
-    for rollouts, A in seen:
+    for (rollouts, A), used in zip(seen, trained, strict=True):
+        torch.testing.assert_close(used, A, rtol=0, atol=0)
+        unknown = rollouts.reward.isnan()
+        assert (A[unknown] != 0).any()  # no reward at all: the steps count all the same
         steps = find_steps(
             rollouts.completion_ids, rollouts.mask, [letters.convert_tokens_to_ids("e")],
             letters.all_special_ids,
@@ -304,7 +324,7 @@ def _ends(steps: Any) -> list[list[int]]:
 
 
 def _cut(row: Tensor, ends: list[int]) -> list[Tensor]:
-    return [row[a:b] for a, b in zip([0, *[e + 1 for e in ends]], [e + 1 for e in ends])]  # noqa: B905
+    return [row[a + 1 : b + 1] for a, b in pairwise([-1, *ends])]
 
 
 def test_a_token_classifier_scores_steps(letters: Any) -> None:
@@ -338,8 +358,10 @@ def test_a_token_classifier_scores_steps(letters: Any) -> None:
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────
 
-ONE = {"step_rewards": [[0.5]] * 2, "step_mask": [[True]] * 2, "step_end": [[1]] * 2,
-       "response_mask": [[1, 1, 0]] * 2, "num_generations": 2}  # fmt: skip
+ONE: dict[str, Any] = {
+    "step_rewards": [[0.5]] * 2, "step_mask": [[True]] * 2, "step_end": [[1]] * 2,
+    "response_mask": [[1, 1, 0]] * 2, "num_generations": 2,
+}  # fmt: skip
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_generations": 1}, "num_generations: got a group of one answer, want two or more"),
     ({"num_generations": 3}, "rewards: got 2 rows, want a multiple of num_generations = 3"),
@@ -360,6 +382,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"outcome": [1.0, 0.0], "outcome_coef": math.nan}, "outcome_coef: got nan"),
     ({"kl": [[0.1, 0.1]] * 2}, r"kl: got shape \(2, 2\), want \(2, 3\)"),
     ({"kl": [[0.1, math.nan, 0.1]] * 2}, "kl: got NaN or infinity"),
+    ({"kl": [[0.1] * 3] * 2, "kl_coef": math.inf}, "kl_coef: got inf, want a finite number"),
     ({"separators": [[0, 1, 0]] * 2}, r"separators: got torch.int64 \(2, 3\), want bool \(2, 3\)"),
 ]  # fmt: skip
 

@@ -206,6 +206,16 @@ def test_z_scores_are_those_of_reward_groups() -> None:
     np.testing.assert_allclose(z_scores(x, g), want, atol=1e-12)
 
 
+def test_no_epsilon_and_half_precision() -> None:
+    """Equal values get 0 without an eps too; outcomes may be a tensor of any type."""
+    found = z_scores(np.array([2.0, 2.0, 1.0, 3.0]), np.array([0, 0, 1, 1]), 0.0).tolist()
+    assert found == pytest.approx([0.0, 0.0, -(0.5**0.5), 0.5**0.5], rel=1e-12)
+    half = torch.tensor([1, -1, 1, 0, -1], dtype=torch.bfloat16)
+    outcome = RolloutTree.from_paths(GOLDEN_PATHS, half).table.outcome
+    assert outcome.dtype == np.float64
+    assert outcome.tolist() == [1, -1, 1, 0, -1]
+
+
 def test_two_siblings_and_equal_siblings() -> None:
     tree = RolloutTree.from_paths(["ab", "ac", "de", "df"], [1, -1, 1, 1], {"e": 0.1, "f": 0.1})
     A = fork_advantages(tree, step_rewards(tree))

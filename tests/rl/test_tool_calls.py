@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_the_calculator_agrees_with_python(expression: str) -> None:
         "__import__('os').abort()", "().__class__", "'a' * 9", "[1][0]", "x", "1 if 1 else 2",
         "lambda: 1", "True", "1j", "max(1, key=abs)", "9 ** 9 ** 9", "2 ** 20000", "(-8) ** 0.5",
         "exp(1e9)", "1e308 * 10", "", "1 +", "(" * 300, "-" * 501, "f'{1}'", "1; 2", "min()",
-        "1/0",
+        "1/0", "~1", "1 << 10 ** 9", "(1).real", "max(*[1])", "round(1, -10 ** 9)",
     ],
 )  # fmt: skip
 def test_the_calculator_computes_arithmetic_alone(expression: str) -> None:
@@ -221,8 +222,8 @@ def fine(x, secret):
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Call one of the functions above in one sandbox of short limits."""
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToolSandbox]:
+    """The functions above in one sandbox of short limits."""
     path = tmp_path_factory.mktemp("tools") / "bad_tools.py"
     path.write_text(BAD)
     takes = {name: {"port": "integer"} for name in ("connect", "raw_connect", "below_python")}
@@ -231,12 +232,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
     tools = [Tool(name, f"{path}:{name}", takes.get(name, {})) for name in names if name != "fine"]
     tools.append(Tool("fine", f"{path}:fine", {"x": "number"}, bound={"secret": "kept"}))
     with ToolSandbox(tools, seconds=1, output=1000) as sandbox:
-
-        def call_tool(name: str, **arguments: Any) -> Any:
-            return sandbox.call(name, arguments)
-
-        call_tool.sandbox = sandbox  # type: ignore[attr-defined]
-        yield call_tool
+        yield sandbox
 
 
 @pytest.mark.parametrize(
@@ -257,65 +253,65 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
         ("surrogate", "done", "?"),
     ],
 )
-def test_a_tool_that_misbehaves(bad: Callable[..., Any], name: str, how: str, text: str) -> None:
+def test_a_tool_that_misbehaves(bad: ToolSandbox, name: str, how: str, text: str) -> None:
     began = time.perf_counter()
-    result = bad(name)
+    result = bad.call(name, {})
     assert (result.how, result.ok) == (how, how == "done")
     assert result.text.startswith(text)
     assert result.seconds <= time.perf_counter() - began
-    assert bad("fine", x=1).text == "1 kept"  # the next call is served
+    assert bad.call("fine", {"x": 1}).text == "1 kept"  # the next call is served
 
 
-def test_no_environment(bad: Callable[..., Any]) -> None:
-    seen = json.loads(bad("environment").text)
+def test_no_environment(bad: ToolSandbox) -> None:
+    seen = json.loads(bad.call("environment", {}).text)
     assert set(seen) <= {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"}  # what Python sets itself
 
 
 @pytest.mark.parametrize("name", ["connect", "raw_connect"])
-def test_no_network(bad: Callable[..., Any], name: str) -> None:
+def test_no_network(bad: ToolSandbox, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
-        result = bad(name, port=server.getsockname()[1])
+        result = bad.call(name, {"port": server.getsockname()[1]})
         assert (result.ok, result.how) == (False, "error")
         assert "PermissionError: socket" in result.text
         with pytest.raises(TimeoutError):
             server.accept()
 
 
-def test_no_network_below_python(bad: Any) -> None:
+def test_no_network_below_python(bad: ToolSandbox) -> None:
     """A call that Python does not see finds no network either, where namespaces are granted."""
-    assert bad("fine", x=1).ok
-    if not bad.sandbox.namespace:
+    assert bad.call("fine", {"x": 1}).ok
+    if not bad.namespace:
         pytest.skip("this system grants no network namespace")
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
-        assert bad("below_python", port=server.getsockname()[1]).text == "-1"
+        assert bad.call("below_python", {"port": server.getsockname()[1]}).text == "-1"
         with pytest.raises(TimeoutError):
             server.accept()
 
 
 @pytest.mark.parametrize("name", ["write", "run", "system"])
-def test_no_files_and_no_processes(bad: Callable[..., Any], name: str, tmp_path: Path) -> None:
-    result = bad(name, path=str(tmp_path / "here"))
+def test_no_files_and_no_processes(bad: ToolSandbox, name: str, tmp_path: Path) -> None:
+    result = bad.call(name, {"path": str(tmp_path / "here")})
     assert result.text.startswith("PermissionError")
     assert not (tmp_path / "here").exists()
 
 
-def test_nothing_stays_behind(bad: Any) -> None:
+def test_nothing_stays_behind(bad: ToolSandbox) -> None:
     """A process that hangs is gone when its call returns, and one that idles at the close."""
-    assert bad("fine", x=1).ok
-    first = bad.sandbox._process.pid
-    assert bad("odd").how == "error"
-    assert bad.sandbox._process.pid == first  # an error costs no process
-    assert bad("hang").how == "timeout"
-    assert bad("fine", x=1).ok
-    second = bad.sandbox._process.pid
-    bad.sandbox.close()
+    assert bad.call("fine", {"x": 1}).ok
+    first = bad._process.pid
+    assert bad.call("odd", {}).how == "error"
+    assert bad._process.pid == first  # an error costs no process
+    assert bad.call("hang", {}).how == "timeout"
+    assert bad.call("fine", {"x": 1}).ok
+    second = bad._process.pid
+    bad.close()
     for pid in (first, second):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    bad.sandbox.close()
-    assert bad("fine", x=2).text == "2 kept"
+    bad.close()
+    assert bad.call("fine", {"x": 2}).text == "2 kept"
 
 
 def test_the_tools_that_come_along() -> None:
@@ -336,6 +332,40 @@ def test_the_tools_that_come_along() -> None:
         assert say("look_up", row="Oslo") == "column is missing"
         assert say("nothing") == "there is no tool 'nothing'"
         assert say("calculator", expression="1" * 40_000) == "arguments that are too long"
+
+
+HOSTILE = (
+    ("calculator", {"expression": "round(1, -10 ** 9)"}, "ValueError: a rounding that is too"),
+    ("calculator", {"expression": "round(10 ** 300, -10 ** 3000)"}, "ValueError: a rounding"),
+    ("calculator", {"expression": "*".join(["2**9999"] * 60)}, "ValueError: Exceeds the limit"),
+    ("calculator", {"expression": "**".join(["9"] * 100)}, "ValueError: a power"),
+    ("calculator", {"expression": "-" * 499 + "1"}, "-1"),
+    ("calculator", {"expression": "10 ** 400"}, "1" + "0" * 400),
+    ("calculator", {"expression": "\ud800"}, "UnicodeEncodeError"),
+    ("calculator", {"expression": "1\x00"}, "ValueError: not an arithmetic"),
+    ("calculator", {"expression": "9\u00b2"}, "ValueError: not an arithmetic"),
+    ("shift_date", {"date": "9999-12-31", "days": 1}, "OverflowError"),
+    ("shift_date", {"date": "2024-01-01", "days": 10**4000}, "OverflowError"),
+    ("shift_date", {"date": "2024-01-01", "days": 10**5000}, "arguments that are no JSON"),
+    ("shift_date", {"date": "2024-01-01", "days": math.nan}, "days is no integer"),
+    ("days_between", {"start": "2024-02-30", "end": "2024-01-01"}, "ValueError: day is out"),
+    ("look_up", {"row": "__class__", "column": "people"}, "KeyError: no row '__class__'"),
+    ("look_up", {"row": "Oslo", "column": "__getitem__"}, "KeyError: no column '__getitem__'"),
+    ("look_up", {"row": "Oslo", "column": "\ud800" * 4000}, "KeyError: no column"),
+    ("look_up", {"row": "Oslo", "column": "people", "table": {}}, "table is not known"),
+)
+
+
+def test_hostile_arguments() -> None:
+    """Each is answered at once, by the one process that was there at the start."""
+    with ToolSandbox([*TOOLS.values(), table_tool({"Oslo": {"people": 717710}})]) as sandbox:
+        assert sandbox.call("calculator", {"expression": "1"}).ok
+        first = sandbox._process.pid
+        for name, arguments, want in HOSTILE:
+            result = sandbox.call(name, arguments)
+            assert result.text.startswith(want), (name, result)
+            assert result.how in {"done", "error"}
+        assert sandbox._process.pid == first
 
 
 def test_schema_of_a_tool() -> None:

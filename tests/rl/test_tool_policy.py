@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,7 +174,9 @@ def test_a_model_that_knows_nothing(characters: Any, sandbox: ToolSandbox) -> No
     assert not portool_advantages(short).any()
 
 
-def test_a_tool_that_raises(characters: Any, sandbox: ToolSandbox) -> None:
+def test_a_tool_that_raises(
+    characters: Any, sandbox: ToolSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model reads what went wrong, and the step has the least format reward."""
 
     class Says:
@@ -188,7 +191,7 @@ def test_a_tool_that_raises(characters: Any, sandbox: ToolSandbox) -> None:
         ids = [np.array(characters(text)["input_ids"]) for text in texts]
         return [policy._turn(SimpleNamespace(ids=i, logprobs=0.0 * i)) for i in ids]
 
-    policy._turns = turns  # type: ignore[method-assign]
+    monkeypatch.setattr(policy, "_turns", turns)
     tree = policy.rollout([[5]], 2, max_depth=2, rng=0, truths=[1])
     t, limit = tree.table, format_limit(0.95, 2)
     failed, answer = (tree.tokens[s] for s in t.paths[0])
@@ -202,14 +205,19 @@ def test_a_tool_that_raises(characters: Any, sandbox: ToolSandbox) -> None:
 def test_outcomes() -> None:
     for said, truth, want in (
         ("42", "42.0", 1), ("1,000", 1000, 1), ("Oslo", " oslo", 1), ("Oslo", "Bergen", -1),
-        ("I can't answer this", "x", 0), ("nan", "nan", -1), ("7", None, -1), (None, None, 0),
-        ("unanswerable", None, 0),
+        ("I can't answer this", "x", 0), ("I can\u2019t answer", "x", 0), ("nan", "nan", -1),
+        ("7", None, -1), (None, None, 0), ("unanswerable", None, 0),
     ):  # fmt: skip
         assert answer_outcome(said, truth) == want, said
     reward = OutcomeReward()
     chat = [{"role": "assistant", "content": "<answer>1</answer><answer> 2 </answer>"}]
     assert reward(["", ""], [chat, "2"], answer=["2", "2"]) == [1.0, 0.0]
     assert reward([""], ["<answer>9</answer>"], answer=["2"], said=["2"]) == [1.0]
+    broken = ("<answer>2</answer></answer>", "</answer><answer>2", "<answer>2</answer><answer>3")
+    assert reward([""] * 3, broken, answer=["2"] * 3) == [1.0, 0.0, 1.0]
+    began = time.process_time()
+    assert reward([""], ["<answer>" * 100_000], answer=["2"]) == [0.0]
+    assert time.process_time() - began < 1  # quadratic: minutes
     with pytest.raises(InputError, match="column: got 'answer'"):
         reward([""], ["2"])
 

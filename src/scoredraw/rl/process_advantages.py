@@ -305,10 +305,11 @@ def _penalty(kl: Any, coef: float, batch: _Batch) -> Tensor | None:
     if kl is None:
         return None
     mask = batch.mask
-    x = torch.as_tensor(kl, device=mask.device)
+    x = torch.as_tensor(kl, device=mask.device).to(batch.dtype)
     require(x.shape == mask.shape, "kl", f"shape {tuple(x.shape)}", f"{tuple(mask.shape)}")
     require(bool(x[mask].isfinite().all()), "kl", "NaN or infinity", "finite numbers")
-    return torch.where(mask, coef * x, 0.0).to(batch.dtype)
+    require(math.isfinite(coef), "kl_coef", coef, "a finite number")
+    return torch.where(mask, coef * x, 0.0)
 
 
 # ── in a trainer ────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scoredraw.arrays import on_host
 from scoredraw.errors import require
 from scoredraw.uniforms import generator
 
@@ -127,8 +128,8 @@ class RolloutTree:
         """Trajectories end at these steps with these outcomes; None or NaN: nobody knows."""
         ends = _integers(np.atleast_1d(step), "step")
         inside = bool(((ends >= 0) & (ends < len(self))).all())
-        require(inside, "step", ends.tolist()[:3], f"steps of the tree, 0 to {len(self) - 1}")
-        given = np.atleast_1d(np.array(outcome, np.float64))  # None becomes NaN
+        require(inside, "step", ends[:3].tolist(), f"steps of the tree, 0 to {len(self) - 1}")
+        given = np.atleast_1d(np.array(on_host(outcome), np.float64))  # None becomes NaN
         require(given.shape == ends.shape, "outcome", given.shape, f"{ends.shape}, as the steps")
         require(not np.isinf(given).any(), "outcome", "an infinite one", "numbers, or None")
         self._ends.append((ends, given))
@@ -331,7 +332,7 @@ def z_scores(values: Float, groups: Int, eps: float = 1e-6) -> Float:
     g, size = groups[known], int(groups.max(initial=-1)) + 1
     away = _centred(values[known], g, size)
     out = np.zeros(len(values))
-    out[known] = away / (_deviation(away, g, size)[g] + eps)
+    out[known] = away / np.maximum(_deviation(away, g, size)[g] + eps, 1e-300)  # 0 / 0 is 0
     return out
 
 

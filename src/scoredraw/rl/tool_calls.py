@@ -40,6 +40,7 @@ from scoredraw.errors import require
 
 MODULE = "scoredraw.rl.tool_calls"  # as the other process imports it
 LONGEST = 10_000  # characters of a call
+LARGEST = 10_000  # bits of a power, digits of a rounding
 STARTING = 60.0  # seconds a fresh process may take
 CHECKS = ("thought", "block", "json", "arguments", "call")
 TYPES: dict[str, tuple[type, ...]] = {
@@ -142,8 +143,7 @@ def parse_step(text: str, tools: Mapping[str, Tool]) -> ToolStep:
     name, arguments = call
     tool = tools.get(name)
     misfit = f"there is no tool {name[:40]!r}" if tool is None else tool.misfit(arguments)
-    fits = misfit is None
-    passed = (has, alone, True, fits, fits)
+    passed = (has, alone, True, misfit is None, misfit is None)
     return ToolStep(thought, name, arguments, None, passed, misfit or problem)
 
 
@@ -152,17 +152,13 @@ def _read_call(body: str) -> tuple[tuple[str, dict[str, Any]] | None, str]:
     if len(body) > LONGEST:
         return None, f"a call of {len(body)} characters"
     try:
-        found = json.loads(body, parse_constant=_no_constant)
+        found = json.loads(body, parse_constant=int)  # refuses NaN and Infinity
     except (ValueError, RecursionError):
         return None, "no JSON"
     match found:
         case {"name": str(name), "arguments": dict(arguments)} if len(found) == 2:
             return (name, arguments), ""
     return None, "no object of name and arguments"
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")  # NaN and Infinity
 
 
 def format_limit(gamma: float, max_depth: int) -> float:
@@ -194,22 +190,37 @@ def format_reward(step: ToolStep, limit: float, ran: bool = True, graded: bool =
 
 # ── tools ───────────────────────────────────────────────────────────────────────────────────────
 
-_BINARY: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+
+def _power(base: float | int, exponent: float | int) -> float | int:
+    if abs(exponent) * max(math.log2(abs(base)) if base else 0, 1) > LARGEST:
+        raise ValueError("a power that is too large")
+    if isinstance(found := base**exponent, complex):
+        raise ValueError("a root of a negative number")
+    return found
+
+
+def _rounded(x: float | int, *digits: int) -> float | int:
+    if any(abs(d) > LARGEST for d in digits):
+        raise ValueError("a rounding that is too fine or too coarse")
+    return round(x, *digits)
+
+
+_OPERATORS: dict[type, Callable[..., float | int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Pow: _power,
     ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
+    ast.UAdd: operator.pos, ast.USub: operator.neg,
 }  # fmt: skip
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "min": min, "max": max, "round": round, "sqrt": math.sqrt, "log": math.log,
+_FUNCTIONS: dict[str, Callable[..., float | int]] = {
+    "abs": abs, "min": min, "max": max, "round": _rounded, "sqrt": math.sqrt, "log": math.log,
     "exp": math.exp, "floor": math.floor, "ceil": math.ceil,
 }  # fmt: skip
-LARGEST_BITS = 10_000
 
 
 def calculate(expression: str) -> float | int:
     """The value of an arithmetic expression: + - * / // % **, brackets and a few functions.
 
     It is parsed, not run: names, attributes and all else are a ValueError, and so are powers
-    beyond 10,000 bits and results that are no finite number.
+    beyond 10,000 bits and results that are infinite. Milliseconds for any expression.
 
     >>> calculate("(2 + 3) * -4 / 8"), calculate("2 ** 10 % 7"), calculate("sqrt(max(9, 4))")
     (-2.5, 2, 3.0)
@@ -220,35 +231,22 @@ def calculate(expression: str) -> float | int:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError):
         raise ValueError("not an arithmetic expression") from None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("not a finite number")
     return value
 
 
 def _value(node: ast.AST) -> float | int:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value  # type: ignore[return-value]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
-        return _value(node.operand) * (-1 if isinstance(node.op, ast.USub) else 1)
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left), _value(node.right)
-        if isinstance(node.op, ast.Pow):
-            return _power(left, right)
-        if type(node.op) in _BINARY:
-            return _BINARY[type(node.op)](left, right)
-    name = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
-    if isinstance(node, ast.Call) and name in _FUNCTIONS and not node.keywords:
-        return _FUNCTIONS[name](*map(_value, node.args))
+    match node:
+        case ast.Constant(int() | float() as number) if not isinstance(number, bool):
+            return number
+        case ast.UnaryOp(sign, operand) if type(sign) in _OPERATORS:
+            return _OPERATORS[type(sign)](_value(operand))
+        case ast.BinOp(left, sign, right) if type(sign) in _OPERATORS:
+            return _OPERATORS[type(sign)](_value(left), _value(right))
+        case ast.Call(ast.Name(name), arguments, []) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](*map(_value, arguments))
     raise ValueError(f"{type(node).__name__} is no arithmetic")
-
-
-def _power(base: float | int, exponent: float | int) -> float | int:
-    if abs(exponent) * max(math.log2(abs(base)) if base else 0, 1) > LARGEST_BITS:
-        raise ValueError("a power that is too large")
-    found = base**exponent
-    if isinstance(found, complex):
-        raise ValueError("a root of a negative number")
-    return found
 
 
 def days_between(start: str, end: str) -> int:
@@ -348,7 +346,10 @@ class ToolSandbox:
         misfit = f"there is no tool {name[:40]!r}" if tool is None else tool.misfit(arguments)
         if misfit is not None:
             return ToolResult(False, misfit, "error", 0.0)
-        line = json.dumps({"name": name, "arguments": dict(arguments)})
+        try:
+            line = json.dumps({"name": name, "arguments": dict(arguments)})
+        except (ValueError, TypeError, RecursionError):
+            return ToolResult(False, "arguments that are no JSON", "error", 0.0)
         if len(line) > 3 * LONGEST:  # fits into a pipe, whoever reads it
             return ToolResult(False, "arguments that are too long", "error", 0.0)
         if self._process is None or self._process.poll() is not None:
@@ -374,8 +375,7 @@ class ToolSandbox:
     def _exchange(self, line: str, seconds: float) -> ToolResult:
         """Write a line, read a line; the process does not outlive a failure to answer."""
         process = self._process
-        end, reply, most = time.monotonic() + seconds, b"", 12 * self.output + 1000
-        how = ""
+        end, reply, how = time.monotonic() + seconds, b"", ""
         try:
             process.stdin.write(line.encode() + b"\n")
         except OSError:
@@ -386,7 +386,7 @@ class ToolSandbox:
                 how = "timeout"
             elif not (part := os.read(process.stdout.fileno(), 2**16)):
                 how = "died"
-            elif len(reply := reply + part) > most:
+            elif len(reply := reply + part) > 12 * self.output + 1000:
                 how = "flood"
         if not how:
             try:
@@ -412,13 +412,12 @@ class ToolSandbox:
         process.stdin.close()
         process.stdout.close()
 
+    __del__ = close
+
     def __enter__(self) -> ToolSandbox:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 

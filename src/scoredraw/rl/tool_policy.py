@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 
 CLOSING = ("</tool_call>", "</answer>")
 TAIL = max(map(len, CLOSING))  # a closing tag is in the last so many tokens, if it is there
-CANNOT = re.compile(r"\b(cannot|can't|can not) answer\b|\bunanswerable\b", re.IGNORECASE)
-_LAST_ANSWER = re.compile(r".*<answer>(.*?)</answer>", re.DOTALL)
+CANNOT = re.compile(r"\b(cannot|can.t|can not) answer\b|\bunanswerable\b", re.IGNORECASE)
 
 
 def answer_outcome(answer: str | None, truth: Any) -> float:
@@ -86,9 +85,13 @@ class OutcomeReward:
         require(self.column in columns, "column", repr(self.column), "a column of the data set")
         said = columns.get("said")
         if said is None:
-            found = [_LAST_ANSWER.match(completion_text(text)) for text in completions]
-            said = [None if one is None else one[1].strip() for one in found]
+            said = [_last_answer(completion_text(text)) for text in completions]
         return [answer_outcome(x, y) for x, y in zip(said, columns[self.column], strict=True)]
+
+
+def _last_answer(text: str) -> str | None:
+    _, opened, rest = text.rpartition("</answer>")[0].rpartition("<answer>")
+    return rest.partition("</answer>")[0].strip() if opened else None
 
 
 # ── rolling out ─────────────────────────────────────────────────────────────────────────────────
