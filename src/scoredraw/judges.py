@@ -191,5 +191,8 @@ _IMITATED_LABEL = re.compile(rf"(?:\[\s*)+({_LABEL})(?:\s*\])+", re.IGNORECASE |
 _IMITATED_ANSWER = re.compile(
     rf"\b(answer)\s*:\s*({_LABEL})(?=[ \t]*$|[.,;:!)])", re.IGNORECASE | re.MULTILINE | re.ASCII
 )
-_TURN = re.compile(r"<[/|｜]{0,2}\s?([\w▁.:-]{1,40})\s?[|｜]?>|\[(/?INST)\]|<<(/?SYS)>>")
+_TURN = re.compile(
+    r"<[/|｜]{0,2}\s?([\w▁.:-]{1,40})\s?[|｜]?>|<<(/?SYS)>>"
+    r"|\[\|\s?(\w{1,40})\s?\|\]|\[\s?(/?[A-Z_]{4,40})\s?\]|[\[\]](e~|~!?b)[\[\]]"
+)  # ChatML, Llama, Gemma, DeepSeek; EXAONE [|user|]; Mistral [/INST], [TOOL_CALLS]; MiniMax [e~[
 _MANY_BRACKETS = re.compile(r"(?:\[\s?){3,}")

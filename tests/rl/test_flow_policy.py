@@ -182,6 +182,7 @@ def test_a_flow_learns_from_win_rates(normalise: bool) -> None:
         (lambda: flow_sde_step(X, V, torch.tensor([0.5, 0.5]), 0.4), "sigma"),
         (lambda: flow_sde_step(X, V, 0.5, 0.4, eta=0.0), "eta"),
         (lambda: normalised_log_ratio(V[0, 0], V[0, 0], X, X, X), "logp"),
+        (lambda: normalised_log_ratio(V[:, 0, 0], V[:, 0, 0], X, X, X[:2, :1, :1]), "std"),
         (lambda: flow_policy_loss(X[0], X[0, :, 0], max_advantage=0), "max_advantage"),
         (lambda: flow_policy_loss(X[0], X[0, :, 0], trained=X[0] > 99), "trained"),
         (lambda: flow_policy_loss(X[0], X[0, :, 0], trained=X[0, :1] > 0), "trained"),

@@ -344,8 +344,14 @@ def test_a_text_cannot_speak_for_the_judge() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "want"),
-    [("so [[A]]", "first"), ("[[b]]", "second"), ("[[C]]", "tie"), ("both are fine", None)],
-)
+    [
+        ("so [[A]]", "first"), ("[[b]]", "second"), ("[[C]]", "tie"), ("both are fine", None),
+        ("I am to end with [[A]], [[B]] or [[C]]. B is right: [[B]]", "second"),
+        ("[[B]], for what [[it]] says", "second"), ("Answer: A", "first"),
+        ("<think>[[A]] or [[C]]?</think>It is [[B]]", "second"), ("[[A]]?</think>[[B]]", "second"),
+        ("<think>[[A]]?</think>Both are fine", None), ("<think>is it [[A]] or", None),
+    ],
+)  # fmt: skip
 def test_replies(reply: str, want: str | None) -> None:
     assert TextJudge(lambda messages: reply)("p", "a", "b") == want
 
@@ -419,6 +425,8 @@ ONE = ([1], [(0, 1)], 2)
         (lambda: pairwise_win_rate([0.5], [(0, 1)], 2), "verdicts"),
         (lambda: pairwise_win_rate(["A"], [(0, 1)], 2), "verdicts"),
         (lambda: pairwise_win_rate([True], [(0, 1)], 2), "verdicts"),
+        (lambda: pairwise_win_rate(np.array([False]), [(0, 1)], 2), "verdicts"),
+        (lambda: pairwise_win_rate(torch.tensor([True]), [(0, 1)], 2), "verdicts"),
         (lambda: pairwise_win_rate(*ONE, missing="half"), "missing"),
         (lambda: pairwise_win_rate(*ONE, tie=2.0), "tie"),
         (lambda: bradley_terry(*ONE, prior_sd=0.0), "prior_sd"),
@@ -441,6 +449,7 @@ ONE = ([1], [(0, 1)], 2)
         (lambda: WinRateReward(longer, margin=-1.0), "margin"),
         (lambda: WinRateReward("judge"), "judge"),
         (lambda: prompt_test_scores([2, 0], ["A", "B"], [0, 1]), "satisfied"),
+        (lambda: prompt_test_scores(["yes", 0], ["A", "B"], [0, 1]), "satisfied"),
         (lambda: prompt_test_scores([1, 0], ["A"], [0, 1]), "criteria"),
     ],
 )

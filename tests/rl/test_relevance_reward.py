@@ -291,6 +291,7 @@ def call(**given: Any) -> Any:
         ({"off": "everything"}, "off"),
         ({"interp_in": (1.0, 1.0)}, "interp_in"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"clamp_relevance": math.nan}, "clamp_relevance"),
         ({"stop": ("",)}, "stop"),
         ({"roles": "[INST]"}, "roles"),
     ],

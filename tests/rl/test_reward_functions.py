@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scoredraw.errors import InputError
+from scoredraw.errors import InputError, StoppedError
 from scoredraw.rl.reward_functions import GuardedReward, completion_text, load_reward
 
 pytestmark = pytest.mark.contract
@@ -55,11 +55,12 @@ def test_the_log_counts_what_has_no_reward() -> None:
     assert logged == {"broken/unscored": 1.0}
 
 
-def test_an_interrupt_passes() -> None:
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, StoppedError])
+def test_what_is_to_stop_the_run_passes(kind: type[BaseException]) -> None:
     def stopped(**_: Any) -> list[float]:
-        raise KeyboardInterrupt
+        raise kind
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(kind):
         call(stopped, ["a"])
 
 

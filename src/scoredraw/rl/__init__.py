@@ -20,7 +20,8 @@ __getattr__, __dir__, __all__ = exports(
         "pairwise_rewards": "pairwise_win_rate score_win_rate bradley_terry combine_advantages "
         "CombinedAdvantage audit_score_gaps ScoreGapAudit",
         "pairwise_judge": "WinRateReward TextJudge",
-        "flow_policy": "flow_sde_step",
+        "flow_policy": "flow_sde_step flow_policy_loss",
+        "prompt_tests": "prompt_test_scores",
         "relevance_reward": "R3Reward",
         "verbal_confidence": "read_stated confidence_vote confidence_ensemble",
         "calibrated_reward": "RLCRReward calibration_report wrong_on_purpose",

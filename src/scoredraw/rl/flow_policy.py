@@ -111,6 +111,7 @@ def normalised_log_ratio(
     fits = mean.shape == old_mean.shape and logp.shape == old_logp.shape == mean.shape[:1]
     came = [tuple(each.shape) for each in (logp, old_logp, mean, old_mean)]
     require(fits, "logp, old_logp, mean, old_mean", came, "(B,) twice and (B, ...) twice")
+    require(std.numel() in {1, len(logp)}, "std", tuple(std.shape), "one, or one for each of B")
     moved = ((mean - old_mean.detach()) ** 2).flatten(1).mean(dim=1)
     s = std.detach().reshape(-1).expand_as(logp)
     return (logp - old_logp.detach() + moved / (2 * s**2)) * s

@@ -45,6 +45,8 @@ TASK = (
 )
 CRITERION = "Judge by how well it does what was asked, not by its length or its order."
 
+_NAMED = re.compile(r"\[\[\s*[abc]\s*\]\]", re.IGNORECASE | re.ASCII)
+
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +55,8 @@ class TextJudge:
 
     ask: messages -> reply, such as `ServerModel(...).ask`. criterion: what is better. budget:
     characters of prompt and both replies, the longest being cut first. The texts are quoted as
-    JSON has it, and lose what could be read as a verdict or as the end of a turn. Returns "first",
+    JSON has it, and lose what could be read as a verdict or as the end of a turn. The last [[X]]
+    of the reply counts, and nothing that is said between <think> and </think>. Returns "first",
     "second", "tie" or None where the reply names none. One call of ask.
 
     >>> judge = TextJudge(lambda messages: "B says more: [[B]]")
@@ -72,8 +75,10 @@ class TextJudge:
         self.ask, self.criterion, self.budget = ask, criterion, budget
 
     def __call__(self, prompt: Any, a: Any, b: Any) -> str | None:
-        reply = self.ask(self.messages(prompt, a, b))
-        pick = parse_choice(str(reply), 3)
+        reply = str(self.ask(self.messages(prompt, a, b)))
+        said = reply.rpartition("</think>")[2].partition("<think>")[0]
+        named = _NAMED.findall(said)  # it may have repeated what it is to end with
+        pick = parse_choice(named[-1] if named else said, 3)
         return None if pick is None else ("first", "second", "tie")[pick]
 
     def messages(self, prompt: Any, a: Any, b: Any) -> list[Message]:

@@ -148,6 +148,7 @@ def _comparisons(verdicts: Any, pairs: Any, num_items: int, missing: str) -> tup
     require(missing in MISSING, "missing", repr(missing), "'drop' or 'tie'")
     listed = verdicts if isinstance(verdicts, Sequence) else ()
     odd = next((v for v in listed if isinstance(v, (str, bool))), None)
+    odd = "booleans" if str(getattr(verdicts, "dtype", "")).endswith("bool") else odd
     require(odd is None, "verdicts", repr(odd), "1, 2, 0 for a tie, or None")
     v = reward_vector(verdicts).double().cpu()
     known = torch.isin(v, torch.tensor([0.0, 1.0, 2.0])) | v.isnan()

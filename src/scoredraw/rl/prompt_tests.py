@@ -57,13 +57,13 @@ def prompt_test_scores(
     >>> found.overall.value, {name: e.value for name, e in found.primary.items()}
     (0.75, {'Action': 0.5, 'Style': 1.0})
     """
+    odd = [s for s in satisfied if not (s is None or s != s or s in (0, 1))]
+    require(not odd, "satisfied", repr(odd[:1]), "1, 0 or None")
     y = np.array([np.nan if s is None else s for s in satisfied], np.float64)
     n = len(y)
     for name, column in (("criteria", criteria), ("prompts", prompts)):
         require(len(column) == n, name, f"{len(column)} rows", f"{n}, one a check")
     known = ~np.isnan(y)
-    odd = y[known & (y != 0) & (y != 1)]
-    require(not odd.size, "satisfied", odd[:1].tolist(), "1, 0 or None")
     require(bool(known.any()), "satisfied", "no verdict", "one or more")
     names = np.array([str(c) for c in criteria], object)[known]
     heads = np.array([c.split(separator)[0].strip() for c in names], object)

@@ -170,6 +170,8 @@ class R3Reward:
         require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "a positive count")
         low, high = interp_in
         require(bool(np.isfinite(high - low)) and high > low, "interp_in", interp_in, "low < high")
+        bounded = clamp_relevance is None or bool(np.isfinite(clamp_relevance))
+        require(bounded, "clamp_relevance", clamp_relevance, "a number, or None")
         self.off = frozenset([off] if isinstance(off, str) else off)
         unknown = sorted(self.off - set(FACTORS))
         require(not unknown, "off", ", ".join(unknown), f"some of {', '.join(FACTORS)}")
@@ -250,7 +252,7 @@ class R3Reward:
         place = {text: i for i, text in enumerate(dict.fromkeys([*queries, *responses]))}
         vectors = self.embed(list(place))
         if hasattr(vectors, "detach"):
-            vectors = vectors.detach().double().cpu()
+            vectors = vectors.detach().cpu().double()
         rows: Any = vectors.tocsr() if issparse(vectors) else np.asarray(vectors, np.float64)
         fits = rows.ndim == 2 and rows.shape[0] == len(place)
         require(fits, "embed", f"shape {rows.shape}", f"({len(place)}, d), a row a text")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from scoredraw import registry
-from scoredraw.errors import require
+from scoredraw.errors import StoppedError, require
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -55,7 +55,7 @@ class GuardedReward:
 
     reward: called with the whole batch as TRL does. If it raises, or returns another number of
     rewards, it is called row by row, and the rows in which it raises again are None. An interrupt
-    passes. name: what the trainer logs it as. failures: rows that came to nothing.
+    and a StoppedError pass. name: what the trainer logs it as. failures: rows that came to nothing.
 
     >>> def inverse(prompts, completions, **columns):
     ...     return [1 / float(text) for text in completions]
@@ -94,6 +94,8 @@ class GuardedReward:
     ) -> list[Any] | None:
         try:
             found = list(self.reward(prompts=prompts, completions=completions, **columns))
+        except StoppedError:  # a judge that talks nonsense is no odd answer
+            raise
         except Exception as problem:
             log.warning("reward %s: %s: %s", self.__name__, type(problem).__name__, problem)
             return None
