@@ -159,7 +159,7 @@ def test_features_and_pictures() -> None:
         (lambda f: image_methods.heun(exact_model(), torch.zeros(1, 1, 28, 28), 1), "steps: got"),
         (lambda f: image_methods.data_of(exact_model(), None), "data: got none"),
         (lambda f: image_methods.reward_of("class:x", exact_model()), "reward: got 'class:x'"),
-        (lambda f: image_methods.reward_of("nothing", exact_model()), "reference: got"),
+        (lambda f: image_methods.reward_of("nothing", exact_model()), "reward: got 'nothing'"),
         (
             lambda f: image_methods.usf(exact_model(), torch.zeros(1, 1, 28, 28), 5, schedule="x"),
             "name: got 'x'",

@@ -11,7 +11,7 @@ import pytest
 LETTERS = "0123456789+-=<>/ abcdefghijklmnopqrstuvwxyz\n"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def letters() -> Any:
     """A tokenizer with a token a character, padded on the left as TRL wants it."""
     from scoredraw.papers.small_policy import new_tokenizer
