@@ -54,11 +54,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> ps.Settings:
 def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool]]:
     """Runs whose results are a formula, best at rate 2e-3; the list of those that were made."""
     runs: list[tuple[str, float, int, bool]] = []
+    real = ps.run_arm
 
     def run_arm(
         name: str, rate: float, seed: int, settings: ps.Settings, *, tuning: bool = False,
         progress: Any = None,
     ) -> ps.Record:  # fmt: skip
+        if name == ps.UNTRAINED:
+            return real(name, rate, seed, settings)
         runs.append((name, rate, seed, tuning))
         right = (
             0.5
@@ -147,6 +150,16 @@ def test_a_study_tunes_and_pays_for_nothing_twice(
     assert len(made_up) == 8
 
 
+def test_processes_make_the_same_records(settings: ps.Settings, cache: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    alone = ps.study(0, settings, arms=[ps.UNTRAINED])
+    (cache / "policy-study.jsonl").unlink()
+    both = ps.study(0, settings, lambda *of: told.append(of), [ps.UNTRAINED], workers=2)
+    assert both == alone
+    assert sorted(told) == [("untrained, seed 0", 2, 2), ("untrained, seed 1", 2, 2)]
+    assert len(Journal(cache / "policy-study.jsonl").records()) == 2
+
+
 @pytest.mark.parametrize(
     ("rates", "tried"),
     [
@@ -229,7 +242,7 @@ def test_reports(
 
 def test_refusals(settings: ps.Settings) -> None:
     gcd = replace(settings, families=("gcd",))
-    with pytest.raises(InputError, match="name: got 'pure', want one of grpo"):
+    with pytest.raises(InputError, match="name: got 'pure', want one of untrained, grpo"):
         ps.run_arm("pure", 1e-3, 0, gcd)
     with pytest.raises(InputError, match="arms: got pure, best, want some of untrained, grpo"):
         ps.study(0, gcd, arms=["pure", "grpo", "best"])

@@ -22,7 +22,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +47,7 @@ from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, Row
 Float = NDArray[np.float64]
 Record = dict[str, Any]
 Progress = Callable[[str, int, int], None]  # the run in words, its steps done, all of them
+Step = Callable[[int, int], None]
 
 TUNING = 500  # the tuning seed, after the seeds of the study
 FURTHER = 2  # rates that are tried beyond an end of the grid, each twice or half the last
@@ -113,10 +117,13 @@ def run_arm(
     """Train by an arm and measure: on test problems, or on spared ones if tuning.
 
     -> passed: pass@k by family; silent: the share of groups without any advantage; entropy and
-    length of the last batches; seconds of processor time.
+    length of the last batches; seconds of processor time. Of the untrained policy: passed alone.
     """
-    known = fitting(settings)[1:]
+    known = fitting(settings)
     require(name in known, "name", repr(name), f"one of {', '.join(known)}")
+    if name == UNTRAINED:
+        tested = study_problems(settings)[2]
+        return {"passed": measured(settings.model, tested, seed, settings)}
     begun = time.process_time()
     taught, spared, tested = study_problems(settings)
     with tempfile.TemporaryDirectory() as folder, one_thread():
@@ -190,52 +197,96 @@ def measured(
 
 def study(
     rng: int, settings: Settings, progress: Progress | None = None,
-    arms: Sequence[str] | None = None,
+    arms: Sequence[str] | None = None, workers: int = 1,
 ) -> list[Record]:  # fmt: skip
     """The records of all runs, those that the journal lacks made now; all arms that fit, or some.
 
     Each is that of `run_arm` with arm, rate, seed and part: "tuning", "best" or "shared"; the
     untrained policy's is "best". A run at the best rate that is also the shared one is there twice.
+    workers: processes that make them; with several, progress hears of whole runs only.
     """
     possible = fitting(settings)
     wanted = possible if arms is None else list(arms)
     unknown = [name for name in wanted if name not in possible]
     require(not unknown, "arms", ", ".join(unknown), f"some of {', '.join(possible)}")
-    journal = Journal(cache_directory() / "policy-study.jsonl")
-    known = {record["key"]: record for record in journal.records() if "key" in record}
+    require(workers >= 1, "workers", workers, "a positive count")
+    pool = Here() if workers == 1 else ProcessPoolExecutor(workers, get_context("spawn"))
     seeds = range(1000 * rng, 1000 * rng + settings.seeds)
-    files = fingerprint(settings.model)
+    of_arm = partial(
+        records_of_arm, runs=Runs(settings, pool, progress), seeds=seeds,
+        tuning_seed=1000 * rng + TUNING,
+    )  # fmt: skip
+    try:
+        if workers == 1:
+            return [record for name in wanted for record in of_arm(name)]
+        with ThreadPoolExecutor(len(wanted)) as threads:
+            return [record for found in threads.map(of_arm, wanted) for record in found]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def result(name: str, rate: float, seed: int, part: str) -> Record:
-        tuning = part == "tuning"
-        key = run_key(name, (rate, seed, tuning), settings, files)
-        if key not in known:
-            record: Record = {"key": key, "arm": name, "rate": rate, "seed": seed}
-            if name == UNTRAINED:
-                tested = study_problems(settings)[2]
-                record["passed"] = measured(settings.model, tested, seed, settings)
-            else:
-                said = f"{TITLES[name]}, rate {rate:g}, seed {seed}"
-                tell = None if progress is None else lambda i, n, _: progress(said, i, n)
-                record |= run_arm(name, rate, seed, settings, tuning=tuning, progress=tell)
-            journal.append(record)
-            known[key] = record
-        return {**known[key], "part": part}
 
-    found = []
-    for name in wanted:
-        if name == UNTRAINED:
-            found += [result(name, 0.0, seed, "best") for seed in seeds]
-            continue
-        tuned = [result(name, rate, 1000 * rng + TUNING, "tuning") for rate in settings.rates]
-        for _ in range(FURTHER):
-            if (beyond := beyond_the_end(tuned)) is None:
-                break
-            tuned.append(result(name, beyond, 1000 * rng + TUNING, "tuning"))
-        best = best_rate(tuned)
-        found += sorted(tuned, key=itemgetter("rate"))
-        for rate, part in ((best, "best"), (settings.shared, "shared")):
-            found += [result(name, rate, seed, part) for seed in seeds]
+class Here(Executor):
+    """An executor that runs what it is given at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+class Runs:
+    """Runs of arms, each made once: known from the journal, or made by an executor and kept."""
+
+    def __init__(self, settings: Settings, pool: Executor, progress: Progress | None) -> None:
+        self.settings, self.pool, self.progress = settings, pool, progress
+        self.journal = Journal(cache_directory() / "policy-study.jsonl")
+        self.files = fingerprint(settings.model)
+        made = {r["key"]: r for r in self.journal.records() if "key" in r}
+        self.asked = {key: Here().submit(made.get, key) for key in made}
+
+    def ask(self, name: str, rate: float, seed: int, tuning: bool = False) -> Future[Record]:
+        key = run_key(name, (rate, seed, tuning), self.settings, self.files)
+        if key not in self.asked:
+            said = TITLES[name] if name == UNTRAINED else f"{TITLES[name]}, rate {rate:g}"
+            about = {"key": key, "arm": name, "rate": rate, "seed": seed}
+            tell = partial(self.progress, f"{said}, seed {seed}") if self.progress else None
+            own = tell if isinstance(self.pool, Here) else None  # stays in its process
+            future = self.pool.submit(recorded, about, self.settings, tuning, own)
+            future.add_done_callback(partial(self.keep, None if own else tell))
+            self.asked[key] = future
+        return self.asked[key]
+
+    def keep(self, tell: Step | None, future: Future[Record]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.journal.append(future.result())
+            if tell:
+                tell(self.settings.steps, self.settings.steps)
+
+
+def recorded(about: Record, settings: Settings, tuning: bool, tell: Step | None) -> Record:
+    """The run that a record is about, and what came of it."""
+    step = None if tell is None else lambda i, n, _: tell(i, n)
+    run = (about["arm"], about["rate"], about["seed"], settings)
+    return about | run_arm(*run, tuning=tuning, progress=step)
+
+
+def records_of_arm(name: str, runs: Runs, seeds: Sequence[int], tuning_seed: int) -> list[Record]:
+    """Tune its rate, then run it at the best and at the shared one."""
+
+    def made(part: str, *asked: tuple[float, int]) -> list[Record]:
+        futures = [runs.ask(name, *run, part == "tuning") for run in asked]
+        return [{**future.result(), "part": part} for future in futures]
+
+    if name == UNTRAINED:
+        return made("best", *((0.0, seed) for seed in seeds))
+    tuned = made("tuning", *((rate, tuning_seed) for rate in runs.settings.rates))
+    for _ in range(FURTHER):
+        if (beyond := beyond_the_end(tuned)) is None:
+            break
+        tuned += made("tuning", (beyond, tuning_seed))
+    found = sorted(tuned, key=itemgetter("rate"))
+    for rate, part in ((best_rate(tuned), "best"), (runs.settings.shared, "shared")):
+        found += made(part, *((rate, seed) for seed in seeds))
     return found
 
 
@@ -416,6 +467,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=Settings().seeds, help="how many")
     parser.add_argument("--rng", type=int, default=0, help="decides which seeds")
+    parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread")
     given = parser.parse_args(arguments)
 
     def tell(said: str, done: int, total: int) -> None:
@@ -426,7 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = replace(TASKS[task], seeds=given.seeds)
         asked = fitting(settings) if given.arms is None else given.arms.split(",")
         arms = [arm for arm in asked if arm not in ARMS or arm in fitting(settings)]
-        study(given.rng, settings, tell, arms)
+        study(given.rng, settings, tell, arms, given.workers)
 
 
 if __name__ == "__main__":

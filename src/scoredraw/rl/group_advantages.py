@@ -153,9 +153,9 @@ def group_advantages(
         steps = [verdict(top(), *worth[estimator])]
     elif estimator == "remax":
         require(greedy_rewards is not None, "greedy_rewards", None, "one a group, for remax")
-        steps = [subtract(one_a_group(groups, greedy_rewards, "greedy_rewards"))]
+        steps = [subtract(one_a_group(groups, greedy_rewards, "greedy_rewards", like=rewards))]
     elif estimator in {"reinforce_pp", "reinforce_pp_baseline"}:
-        steps = [centre("batch"), scale("batch", ddof, eps, of="values")]
+        steps = [from_best("batch"), centre("batch"), scale("batch", ddof, eps, of="values")]
         if estimator == "reinforce_pp_baseline":
             steps = [*compared(groups, "group", raw), *steps]
     elif estimator in {"dr_grpo", "rloo"}:
@@ -176,7 +176,8 @@ def check_options(
 ) -> None:
     """InputError for an option that `group_advantages` doesn't know."""
     require(estimator in GROUP_METHODS, "estimator", repr(estimator), ", ".join(GROUP_METHODS))
-    require(num_virtual >= 0, "num_virtual", num_virtual, "0 or more")
+    count = isinstance(num_virtual, int) and num_virtual >= 0
+    require(count, "num_virtual", num_virtual, "a whole number, 0 or more")
     require(ddof in {0, 1}, "ddof", ddof, "0 or 1")
     require(0 <= eps < math.inf, "eps", eps, "a number of at least 0")
     known = single_sample in {"zero", "raw"}
@@ -192,13 +193,20 @@ def compared(
     groups: RewardGroups, over: str, raw: bool, scaled: Transformation | None = None, eps: float = 0
 ) -> list[Transformation]:
     """Less the mean of the group or of the others, then scaled; raw: single rewards stay."""
-    steps = [from_best, centre(over), *([scaled] if scaled else [])]
+    steps = [from_best("group"), centre(over), *([scaled] if scaled else [])]
     return [*steps, lambda done: keep_single(groups, done, eps)] if raw else steps
 
 
-def from_best(groups: RewardGroups) -> RewardGroups:
-    """Rewards counted from the group's best: equal ones are exactly 0, and so is their mean."""
-    return subtract(ends(groups)[1])(groups)
+def from_best(over: str) -> Transformation:
+    """Count from the best of the group or "batch": equal rewards are exactly 0, as is their mean."""
+
+    def count(groups: RewardGroups) -> RewardGroups:
+        best = ends(groups)[1]
+        if over == "batch" and len(best):
+            best = best.max().expand_as(best)
+        return subtract(best)(groups)
+
+    return count
 
 
 def subtract(baseline: Tensor) -> Transformation:
@@ -227,25 +235,24 @@ def ends(groups: RewardGroups) -> tuple[Tensor, Tensor]:
     return x.nan_to_num(nan=math.inf).amin(dim=1), x.nan_to_num(nan=-math.inf).amax(dim=1)
 
 
-def one_a_group(groups: RewardGroups, values: Any, name: str) -> Tensor:
-    """(P,) finite numbers, one a group, from such or from one for all."""
+def one_a_group(groups: RewardGroups, values: Any, name: str, like: Any) -> Tensor:
+    """(P,) finite numbers, one a group, from such or from one for all.
+
+    Rounded as the rewards `like` are, so that a reward of 0.7 is one of 0.7 in half precision too.
+    """
     given = torch.as_tensor(values, dtype=groups.table.dtype, device=groups.table.device)
     P = len(groups.table)
     fits = given.ndim == 0 or given.shape == (P,)
     require(fits, name, f"shape {tuple(given.shape)}", f"a number, or one a group ({P},)")
     require(bool(given.isfinite().all()), name, "NaN or infinity", "finite numbers")
+    like = torch.as_tensor(like) if hasattr(like, "dtype") else reward_vector(like)
+    given = given.to(like.dtype).double() if like.is_floating_point() else given
     return given.expand(P)
 
 
 def top_rewards(groups: RewardGroups, max_reward: Any, like: Any) -> Tensor:
-    """(P,) the highest reward there is for each group; InputError for a reward above it.
-
-    Rounded as the rewards `like` are, so that a reward of 0.7 is one of 0.7 in half precision too.
-    """
-    top = one_a_group(groups, max_reward, "max_reward")
-    if not isinstance(like, Tensor):
-        like = reward_vector(like)
-    top = top.to(like.dtype).double() if like.is_floating_point() else top
+    """(P,) the highest reward there is for each group; InputError for a reward above it."""
+    top = one_a_group(groups, max_reward, "max_reward", like)
     best = ends(groups)[1]
     worst = best[best > top][:1].tolist()
     require(not worst, "rewards", f"{worst} above max_reward", "at most max_reward")
@@ -379,6 +386,7 @@ class GroupAdvantage:
         require(self.filter in FILTERS, "filter", repr(filter), ", ".join(FILTERS))
         needed = estimator != "remax" or callable(greedy_rewards)
         require(needed, "greedy_rewards", greedy_rewards, "a function of the rollouts, for remax")
+        require(math.isfinite(max_reward), "max_reward", max_reward, "a finite number")
         self.max_reward, self.greedy_rewards = max_reward, greedy_rewards
         self.options: dict[str, Any] = {
             "estimator": estimator, "num_virtual": num_virtual, "ddof": ddof, "eps": eps,

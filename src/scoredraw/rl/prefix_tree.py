@@ -184,7 +184,7 @@ def prefix_tree(
     ids, kept = _completions(completion_ids, mask)
     B, T = ids.shape
     groups = group_rewards(torch.zeros(B), group_ids, num_generations)
-    P, W = groups.table.shape
+    P, W = len(groups.table), max(groups.table.shape[1], 1)
     group = groups.groups().cpu().numpy()
     ends = _lengths(kept.cpu().numpy())
     order, common = _alphabetical(ids.cpu().numpy(), ends, group)
@@ -240,7 +240,11 @@ def _completions(completion_ids: Any, mask: Any) -> tuple[Tensor, Tensor]:
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    rows = [torch.as_tensor(row) for row in sequences]
+    try:
+        rows = [torch.as_tensor(row) for row in sequences]
+    except (TypeError, ValueError, RuntimeError):
+        message = "completion_ids: got no numbers, want sequences of integer token ids"
+        raise InputError(message) from None
     rows = [row.long() if row.numel() == 0 else row for row in rows]
     flat = all(row.ndim == 1 and not row.is_floating_point() for row in rows)
     require(flat, "completion_ids", "rows of another kind", "sequences of integer token ids")

@@ -24,15 +24,15 @@ where the policy has moved, the loss clips, or tokens have other weights.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from scoredraw.errors import require
+from scoredraw.rl.group_advantages import compared
 from scoredraw.rl.prefix_tree import PrefixTree, prefix_tree
-from scoredraw.rl.reward_groups import centre, group_rewards, keep_single, reward_vector, scale
+from scoredraw.rl.reward_groups import chain, group_rewards, reward_vector, scale
 from scoredraw.rl.token_credit import returns_to_go
 
 if TYPE_CHECKING:
@@ -106,17 +106,11 @@ def group_standing(
     >>> group_standing([1.0, 0.0, None], num_generations=3).round(decimals=4)
     tensor([ 0.7071, -0.7071,     nan])
     """
-    require(single in {"zero", "raw"}, "single", repr(single), "'zero' or 'raw'")
-    require(eps >= 0, "eps", eps, "0 or more")
+    check_standing(ddof, eps, single)
     given = reward_vector(rewards)
     groups = group_rewards(given.double(), group_ids, num_generations)
-    done = scale(ddof=ddof, eps=eps)(centre()(groups))
-    lowest = groups.table.nan_to_num(nan=math.inf).amin(dim=1, keepdim=True)
-    highest = groups.table.nan_to_num(nan=-math.inf).amax(dim=1, keepdim=True)
-    done = replace(done, table=torch.where(lowest == highest, 0 * done.table, done.table))
-    if single == "raw":
-        done = keep_single(groups, done, eps)
-    return done.values().masked_fill(given.isnan(), math.nan).to(given.dtype)
+    steps = compared(groups, "group", single == "raw", scale(ddof=ddof, eps=eps), eps)
+    return chain(*steps)(groups).masked_fill(given.isnan(), math.nan).to(given.dtype)
 
 
 def advantages_on_tree(
@@ -157,6 +151,13 @@ def check_credit(td_coef: float, variant: str, lam: float) -> None:
     require(0 <= lam <= 1, "lam", lam, "a number in [0, 1]")
     summed = variant in {"tempo", "td_only"}
     require(summed or lam == 0, "lam", f"{lam} for {variant!r}", "0: it sums no changes")
+
+
+def check_standing(ddof: int, eps: float, single: str) -> None:
+    """InputError for what `group_standing` has no use for."""
+    require(single in {"zero", "raw"}, "single", repr(single), "'zero' or 'raw'")
+    require(0 <= eps < math.inf, "eps", eps, "a number of at least 0")
+    require(ddof in {0, 1}, "ddof", ddof, "0 or 1")
 
 
 def token_changes(tree: PrefixTree, values: Any) -> Tensor:
@@ -211,6 +212,7 @@ class TempoAdvantage:
         single: str = "zero",
     ) -> None:
         check_credit(td_coef, variant, lam)
+        check_standing(ddof, eps, single)
         self.credit: dict[str, Any] = {"td_coef": td_coef, "variant": variant, "lam": lam}
         self.scale: dict[str, Any] = {"ddof": ddof, "eps": eps, "single": single}
         self.statistics: dict[str, float] = {}
