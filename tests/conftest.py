@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# A first example may import a library; how long things take is for the benchmarks.
+settings.register_profile("scoredraw", deadline=None)
+settings.load_profile("scoredraw")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

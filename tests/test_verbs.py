@@ -34,7 +34,7 @@ def refuses(call, pattern: str) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 10**9), st.data())
 def test_sizes(n: int, data) -> None:
     k = data.draw(st.integers(1, n))

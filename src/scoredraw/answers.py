@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from scoredraw.errors import InputError, require
@@ -101,7 +102,9 @@ def group_ragged(
 
 def _identities(answers: Any, *, needed: bool) -> Int:
     """Equal codes for what Python finds equal; where that is not `needed`, each its own will do."""
-    if isinstance(answers, np.ndarray) and answers.dtype.kind in "biufUS":
+    if isinstance(answers, np.ndarray) and answers.dtype.kind in "biuUS":
+        return _first_appearance(answers)
+    if isinstance(answers, np.ndarray) and answers.dtype.kind == "f":
         values, codes = np.unique(answers, return_inverse=True)
         return np.where(values != values, NULL, np.arange(len(values)))[codes].astype(np.int64)
     table: dict[Any, int] = {}
@@ -125,6 +128,11 @@ def _is_hashable(answer: Any) -> bool:
     return True
 
 
+def _first_appearance(values: NDArray[Any]) -> Int:
+    """Equal values by number, 0, 1, ... in order of first appearance."""
+    return np.asarray(pa.array(values).dictionary_encode().indices, np.int64)
+
+
 def _renumber(codes: Int, problem: Int) -> Int:
     """The same groups, numbered in each problem in order of first appearance."""
     out = np.full(len(codes), NULL, np.int64)
@@ -132,11 +140,9 @@ def _renumber(codes: Int, problem: Int) -> Int:
     if not seen.any():
         return out
     home, code = problem[seen], codes[seen]
-    pairs = home * (code.max() + 1) + code
-    _, first, group = np.unique(pairs, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))  # of the groups, by their first sample: so by problem too
-    groups = np.bincount(home[first], minlength=problem[-1] + 1)
-    out[seen] = rank[group] - (np.cumsum(groups) - groups)[home]
+    group = _first_appearance(home * (code.max() + 1) + code)
+    _, begins = np.unique(home, return_index=True)  # a problem's first sample begins a group
+    out[seen] = group - np.repeat(group[begins], np.diff(begins, append=len(home)))
     return out
 
 

@@ -144,7 +144,7 @@ def _map_local(
     function: Callable[..., Any], blocks: Blocks, vectors: tuple[Any, ...], engine: Engine
 ) -> Iterator[tuple[slice, Any]]:
     tasks = _tasks(blocks, vectors, 0, _count(blocks))
-    with _one_blas_thread():
+    with one_blas_thread():
         if engine.threads == 1 or blocks.n <= BLOCK_ROWS:
             for rows, part, slices in tasks:
                 yield rows, _compute(function, blocks, rows, part, slices)
@@ -203,7 +203,7 @@ def _compute_range(shared: Any, first: int, last: int, vectors: list[Any]) -> li
     function, blocks = shared
     offset = first * BLOCK_ROWS
     results = []
-    with _one_blas_thread():
+    with one_blas_thread():
         for rows, part, _ in _tasks(blocks, (), first, last):
             slices = [v[rows.start - offset : rows.stop - offset] for v in vectors]
             results.append((rows, _compute(function, blocks, rows, part, slices)))
@@ -245,14 +245,23 @@ def _count(blocks: Blocks) -> int:
 
 
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
+    """Within it, NumPy and SciPy multiply matrices on one core."""
     with _libraries().limit(limits=1, user_api="blas"):
         yield
+
+
+@contextmanager
+def single_threads(workers: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A thread pool (None: one for each core) whose threads run BLAS on one core each."""
+    with one_blas_thread(), ThreadPoolExecutor(Engine(workers=workers).threads) as pool:
+        yield pool
 
 
 @cache
 def _libraries() -> Any:
     """The BLAS libraries of this process, looked for once: it takes a while."""
+    import scipy.linalg  # noqa: F401  # brings a library of its own
     import threadpoolctl
 
     return threadpoolctl.ThreadpoolController()

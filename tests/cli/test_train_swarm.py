@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 pytest.importorskip("transformers", reason="the extra language is not installed")
 
 from scoredraw.rl.policy_training import AnswerReward  # noqa: E402
+from scoredraw.rl.reward_functions import GuardedReward  # noqa: E402
 from scoredraw.rl.rollout_groups import RolloutGroup  # noqa: E402
 from scoredraw.rl.swarm_buffer import score_groups  # noqa: E402
 from scoredraw.rl.swarm_node import (  # noqa: E402
@@ -193,12 +194,13 @@ BAD: list[tuple[tuple[object, ...], str]] = [
     ((*IN, "--model", "empty"), "model: cannot load 'empty': "),
     ((*IN, "--selection", "best"), "selection: got 'best', want one of nonzero_uniform, uniform"),
     ((*IN, "--reward", "best"), "reward: got 'best', want exact, math or module:function"),
-    ((*IN, "--reward", "swarm_rewards:no"), "reward: got 'swarm_rewards:no', want a name that swarm_rewards has"),
+    ((*IN, "--reward", "swarm_rewards:no"), "reward: got 'swarm_rewards:no', want a name that swa"),
     ((*IN, "--verify", "nothing"), "verify: got 'nothing', want 'module:function'"),
     ((*IN, "--generations", 257), "generations: got 257, want 2 to 256 answers a problem"),
     ((*IN, "--learning-rate", 0), "learning_rate: got 0.0, want more than 0"),
     ((*IN, "--columns", "nothing"), "columns: got 'nothing', want one of the columns prompt, ans"),
     ((*IN, "--set", "colour=1"), "colour: got an option that a node does not have, want ttl, max"),
+    ((*IN, "--set", "importance_cap=1"), "importance_cap: got an option that a node does not have"),
     ((*IN, "--set", "epochs=0"), "epochs: got 0, want at least 1"),
     ((*IN, "--set", "epochs=1.5"), "epochs: got 1.5, want a whole number"),
     ((*IN, "--set", "ttl=soon"), "ttl: got 'soon', want a number"),
@@ -359,24 +361,23 @@ def test_what_others_say_is_taken_or_dropped_with_a_reason(node) -> None:
 def test_a_groups_reward_reads_the_columns_by_name() -> None:
     exact = SwarmColumns(AnswerReward(), ["prompt", "answer"])
     groups = [RolloutGroup("q", ["", "#2"], ""), RolloutGroup("q", ["#2", "#3"], "2")]
-    found = score_groups(groups, exact)  # type: ignore[arg-type]
+    found = score_groups(groups, GuardedReward(exact))
     assert [r.tolist() for r in found[1:]] == [[1.0, 0.0]]
     assert all(value != value for value in found[0])  # an empty answer scores nothing
 
 
 def test_every_question_is_asked_as_often() -> None:
-    class Echo:
-        def answers(self, prompts: list[str], k: int) -> list[list[str]]:
-            return [[prompt] * k for prompt in prompts]
+    def echo(prompts: Sequence[str], k: int) -> list[list[str]]:
+        return [[prompt] * k for prompt in prompts]
 
     groups = question_groups(ROWS, 2)
     asked = {}
     for words in ((0, 1), (0, 2)):
-        questions = Questions(groups, Echo(), words)  # type: ignore[arg-type]
+        questions = Questions(groups, echo, words)
         asked[words] = [group.prompt for _ in range(8) for group in questions(3)]
         for k in range(3):
             assert sorted(asked[words][8 * k : 8 * k + 8]) == sorted(r["prompt"] for r in ROWS)
-        again = Questions(groups, Echo(), words)  # type: ignore[arg-type]
+        again = Questions(groups, echo, words)
         again.asked = 15
         assert [group.prompt for group in again(20)][:9] == asked[words][15:]
     assert asked[(0, 1)] != asked[(0, 2)]

@@ -77,7 +77,7 @@ def test_the_fixed_point_of_leverage_is_found_from_anywhere() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     p=st.sampled_from([0.7, 1.0, 1.9, 2.2, 3.7, 5.0, 20.0]),

@@ -122,7 +122,7 @@ def test_heavy_rows_are_always_kept() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), p=st.sampled_from([2.5, 3.0, 6.0]), size=st.integers(3, 60))
 def test_split_identity(seed: int, p: float, size: int) -> None:
     """Copies keep every norm exactly and flatten the scores; their leverage sums to d."""

@@ -58,7 +58,7 @@ def test_identity_and_hadamard_rows() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), d=st.integers(1, 6), spread=st.floats(0, 4))
 def test_any_basis_of_the_columns_gives_the_same(seed: int, d: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def test_any_basis_of_the_columns_gives_the_same(seed: int, d: int, spread: floa
 
 
 @pytest.mark.property
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), factor=st.floats(1, 100))
 def test_a_longer_row_lowers_every_other(seed: int, factor: float) -> None:
     A = np.random.default_rng(seed).standard_normal((12, 3))

@@ -87,7 +87,7 @@ def test_the_error_falls_at_the_stated_rate(p: float) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), p=st.sampled_from([1.0, 1.5, 3.0, 5.0]))
 def test_any_basis_of_the_columns_gives_the_same(seed: int, p: float) -> None:
     rng = np.random.default_rng(seed)
@@ -96,7 +96,7 @@ def test_any_basis_of_the_columns_gives_the_same(seed: int, p: float) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), p=st.sampled_from([1.0, 1.3, 2.0]), factor=st.floats(1, 30))
 def test_a_longer_row_lowers_every_other_up_to_two(seed: int, p: float, factor: float) -> None:
     A = np.random.default_rng(seed).standard_normal((12, 3))

@@ -128,7 +128,7 @@ def test_the_largest_sensitivity_grows_with_p() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), p=st.sampled_from([1.0, 1.5, 3.0, 6.0]))
 def test_any_basis_of_the_columns_gives_the_same(seed: int, p: float) -> None:
     rng = np.random.default_rng(seed)
@@ -137,7 +137,7 @@ def test_any_basis_of_the_columns_gives_the_same(seed: int, p: float) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), p=st.sampled_from([1.0, 1.5, 3.0, 6.0]), factor=st.floats(1, 50))
 def test_a_longer_row_lowers_every_other(seed: int, p: float, factor: float) -> None:
     A = np.random.default_rng(seed).standard_normal((14, 3))

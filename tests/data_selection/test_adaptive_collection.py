@@ -71,7 +71,7 @@ def test_a_round_in_small_steps_is_as_many_small_rounds() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(["sum", "log", "maximin", "gap:0.5"]),

@@ -36,7 +36,7 @@ def select(budget: float = 60, worth: np.ndarray | None = None, **options: Any) 
 # ── What it never does ───────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6), budget=st.integers(1, 260), samples=st.integers(1, 12),
     block=st.integers(1, 40), B=st.integers(1, 12), alpha=st.sampled_from([0.0, 0.3, 1.0, np.inf]),

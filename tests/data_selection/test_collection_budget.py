@@ -174,7 +174,7 @@ def test_continuous_sizes_meet_their_equation_and_bounds() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([*SEPARABLE, "maximin", "gap:0.5"]))
 def test_laws_of_greedy(seed: int, name: str) -> None:
     rng = np.random.default_rng(seed)
@@ -200,7 +200,7 @@ def test_laws_of_greedy(seed: int, name: str) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([*SEPARABLE, "maximin"]))
 def test_equal_costs_less_money_is_the_beginning_of_more(seed: int, name: str) -> None:
     rng = np.random.default_rng(seed)
@@ -312,7 +312,7 @@ def test_below_the_floor_a_utility_goes_on_along_its_tangent() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_fixed_ratios_spend_the_budget_within_bounds(seed: int, groups: int) -> None:
     rng = np.random.default_rng(seed)

@@ -39,7 +39,7 @@ SCORES = st.lists(st.floats(-1e6, 1e6) | st.integers(-3, 3), min_size=1, max_siz
     prune=st.floats(0, 0.95),
     seed=st.integers(0, 5),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_the_laws_of_the_budget(
     scores: list[float], budget: int, k: int, prune: float, seed: int
 ) -> None:
@@ -66,7 +66,7 @@ def test_the_laws_of_the_budget(
 
 
 @given(scores=SCORES, budget=st.integers(1, 60), seed=st.integers(0, 5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_permutation_permutes_the_choice(scores: list[float], budget: int, seed: int) -> None:
     values = np.array(scores, float)
     order = np.random.default_rng(seed).permutation(len(values))
@@ -81,7 +81,7 @@ def test_a_permutation_permutes_the_choice(scores: list[float], budget: int, see
     pairs=st.lists(st.tuples(st.integers(-50, 50), st.integers(0, 50)), min_size=2, max_size=40),
     a=st.integers(-4, 4), shift=st.integers(-8, 8), weight=st.sampled_from([0.0, 0.3, 1.0]),
 )  # fmt: skip
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_positive_affine_changes_of_either_score_change_nothing(
     pairs: list[tuple[int, int]], a: int, shift: int, weight: float
 ) -> None:

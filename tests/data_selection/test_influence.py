@@ -62,7 +62,7 @@ def test_vog_in_blocks_and_with_a_large_offset(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(arrays(np.float32, (3, 4, 2), elements=FINITE), st.floats(-4, 4))
 def test_vog_scales_with_the_logits(g: Any, a: float) -> None:
     g = g.astype(np.float64)
@@ -74,7 +74,7 @@ def test_vog_scales_with_the_logits(g: Any, a: float) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(arrays(np.float32, (4, 3), elements=FINITE), st.integers(2, 6))
 def test_identical_checkpoints_score_exactly_zero(g: Any, k: int) -> None:
     assert np.all(influence.variance_of_gradients([g] * k) == 0)
@@ -307,7 +307,7 @@ def test_label_log_probabilities_stay_in_log_space() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     arrays(np.float64, 30, elements=st.floats(-1e3, 1e3)),
     arrays(np.int64, 30, elements=st.integers(0, 3)),

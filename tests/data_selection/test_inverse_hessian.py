@@ -24,7 +24,7 @@ def positive_matrix(m: int, seed: int) -> np.ndarray:
 
 
 @given(m=st.integers(1, 12), seed=st.integers(0, 100), damping=st.floats(0.01, 2))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_cg_is_the_exact_solve(m: int, seed: int, damping: float) -> None:
     h, v = positive_matrix(m, seed), np.random.default_rng(seed + 1).normal(size=m)
     want = np.linalg.solve(h + damping * np.eye(m), v)

@@ -150,7 +150,7 @@ def test_broken_lines_go_on_with_their_last_slope() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(-1, 1, allow_nan=False), min_size=3, max_size=8),
     st.sampled_from(FAMILIES),
@@ -165,7 +165,7 @@ def test_every_fit_rises_and_flattens(values: list[float], family: Any) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.permutations(range(6)), st.floats(0.1, 50))
 def test_neither_the_order_nor_the_scale_of_weights_matters(order: list[int], scale: float) -> None:
     r = np.array([0.5, 0.62, 0.69, 0.75, 0.77, 0.79])

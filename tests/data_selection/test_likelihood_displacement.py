@@ -53,7 +53,7 @@ def pair_of(seed: int, rows: int = 3, width: int = 9, dim: int = 4) -> tuple[Ten
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seeds)
 def test_scores_are_their_formulas(seed: int) -> None:
     h, g, a, b = pair_of(seed)
@@ -72,7 +72,7 @@ def test_scores_are_their_formulas(seed: int) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seeds, st.floats(0.1, 10))
 def test_laws(seed: int, scale: float) -> None:
     h, g, a, b = pair_of(seed)
@@ -89,7 +89,7 @@ def test_laws(seed: int, scale: float) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seeds, st.integers(0, 3), st.integers(0, 3))
 def test_what_is_not_marked_does_not_matter(seed: int, left: int, right: int) -> None:
     """Padding on either side, more prompt, garbage: the same sums, to the last bit but order."""
@@ -125,7 +125,7 @@ def test_half_precision_is_added_up_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_masks_by_hand(data: st.DataObject) -> None:
     prompt, response = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
@@ -191,7 +191,7 @@ ids = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=8), st.sampled_from([1, 30, 10**6]))
 def test_edit_distance(pairs: list[tuple[list[int], list[int]]], cells: int) -> None:
     chosen, rejected = zip(*pairs, strict=True)
@@ -320,7 +320,7 @@ def test_losses() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.data())
 def test_a_window_has_exactly_as_many_as_asked(scores: list[int], data: st.DataObject) -> None:
     n = len(scores)

@@ -132,7 +132,7 @@ def test_two_sided_takes_both_ends_of_contrasts_alone() -> None:
     assert set(lists[2]) == set(np.argsort(y)[:10])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), k=st.integers(2, 5))
 @pytest.mark.property
 @pytest.mark.filterwarnings("ignore:eigenvalues")

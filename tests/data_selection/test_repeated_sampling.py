@@ -147,7 +147,7 @@ def test_without_replacement_is_ordinary_epoch_training(k: int) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     sizes(), st.integers(0, 2**32), st.sampled_from(["carry", "drop", "official"]), st.booleans()
 )
@@ -167,7 +167,7 @@ def test_rounds_are_distinct_in_range_and_of_their_size(
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(sizes(), st.integers(0, 2**31))
 def test_carry_sees_every_example_equally_often_at_all_times(
     size: tuple[int, int], seed: int
@@ -185,7 +185,7 @@ def test_carry_sees_every_example_equally_often_at_all_times(
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sizes(), st.integers(0, 2**31), st.data())
 def test_a_round_is_the_same_whenever_it_is_asked_for(
     size: tuple[int, int], seed: int, data: st.DataObject
@@ -273,7 +273,7 @@ def test_unshuffled_rounds_are_the_same_sets_in_ascending_order() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=6),
     st.floats(0.01, 1),
@@ -330,7 +330,7 @@ def test_stratified_rounds_mix_the_classes() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sizes(), st.integers(1, 8), st.booleans(), st.sampled_from(["carry", "official"]))
 def test_ranks_share_a_round_as_distributed_sampler_does(
     size: tuple[int, int], world: int, drop_last: bool, wrap: str
@@ -359,7 +359,6 @@ def test_ranks_share_a_round_as_distributed_sampler_does(
 
 
 @pytest.mark.property
-@settings(deadline=None)
 @given(sizes(), st.integers(1, 20), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
 def test_total_steps_counts_the_batches(
     size: tuple[int, int], rounds: int, batch: int, accumulation: int, world: int

@@ -257,7 +257,7 @@ def test_uncertain_examples_lie_at_the_border() -> None:
 # ── Whatever comes in ────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 40), d=st.integers(1, 4), seed=st.integers(0, 99), share=st.floats(0, 1))
 def test_picks_are_distinct_whatever_repeats(n, d, seed, share) -> None:
     x = np.random.default_rng(seed).integers(-1, 2, size=(n, d)).astype(float)

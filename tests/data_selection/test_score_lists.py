@@ -45,7 +45,7 @@ def turn_by_turn(scores: Float, tokens: Float, shares: Float) -> list[int]:
     return owner
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(1, 60),
@@ -72,7 +72,7 @@ def test_refill_is_the_turns_one_by_one(
     assert spent < budget + k * tokens.max()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), part=st.floats(0.01, 1.3))
 @pytest.mark.property
 def test_each_list_is_above_its_share_by_less_than_a_document(seed: int, part: float) -> None:

@@ -109,7 +109,7 @@ def test_small_types_do_not_overflow() -> None:
 
 @pytest.mark.property
 @given(st.integers(0, 10**6), st.sampled_from([None, 0.5]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_laws_of_the_gradient(seed, reg) -> None:
     cost, sizes, _ = instance(seed)
     rng = np.random.default_rng(seed)
@@ -130,7 +130,7 @@ def test_laws_of_the_gradient(seed, reg) -> None:
 
 @pytest.mark.property
 @given(st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_transport_is_convex_in_the_mixture(seed) -> None:
     cost, sizes, _ = instance(seed, m=4)
     p, q = np.random.default_rng(seed).dirichlet(np.full(4, 0.5), 2)

@@ -64,7 +64,7 @@ def test_quality_it_can_see() -> None:
     assert repeated["type_token"] < prose["type_token"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=5))
 @pytest.mark.property
 def test_any_text_has_finite_metrics_of_its_own(texts: list[str]) -> None:

@@ -157,7 +157,7 @@ def test_rows_of_the_table() -> None:
         np.testing.assert_allclose(got.growth, growth, rtol=1e-10)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-3, 3), min_size=1, max_size=4),
     st.floats(0, 3),

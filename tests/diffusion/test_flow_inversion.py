@@ -133,7 +133,7 @@ def test_one_segment_is_jacobi_and_T_segments_are_sequential() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(0, 9), st.integers(0, 10**6), st.booleans(), st.booleans())
 def test_any_plan_without_tolerance_is_exact(
     n: int, G: int, seed: int, refresh: bool, per_sample: bool

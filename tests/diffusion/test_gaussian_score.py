@@ -62,7 +62,7 @@ def test_score_eps_and_denoiser_are_those_of_the_dense_gaussian(name, schedule) 
 
 
 @given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_paths_are_a_semigroup(u, v, seed) -> None:
     a, b = 80.0 * u, 80.0 * u * v
     for gaussian in ALL.values():

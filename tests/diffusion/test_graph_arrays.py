@@ -46,7 +46,7 @@ def edges(n: int, bits: int) -> Any:
 graphs = st.builds(edges, st.integers(1, 7), st.integers(0, 2**21 - 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(graphs, min_size=1, max_size=4))
 def test_there_and_back(given_graphs: list[Any]) -> None:
     adj, flags = from_networkx(given_graphs, 8)
@@ -59,7 +59,7 @@ def test_there_and_back(given_graphs: list[Any]) -> None:
         assert nx.is_isomorphic(bare, before.subgraph(joined) if joined else nx.empty_graph(1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graphs)
 def test_one_hot_degrees_are_degrees(graph: Any) -> None:
     adj, flags = from_networkx([graph], 9)
@@ -72,7 +72,7 @@ def test_one_hot_degrees_are_degrees(graph: Any) -> None:
     assert torch.equal(flags_of_edges(adj)[0, :n] > 0, alone)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=4))
 def test_masks_leave_real_pairs_of_different_nodes(sizes: list[int]) -> None:
     flags = flags_of_sizes(sizes, 6)

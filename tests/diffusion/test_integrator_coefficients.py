@@ -95,7 +95,7 @@ def test_rows_sum_to_the_ddim_increment(schedule: NoiseSchedule, kind: str) -> N
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     beta_0=st.floats(0.01, 5),
     beta_1=st.floats(0, 30),

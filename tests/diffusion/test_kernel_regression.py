@@ -42,7 +42,7 @@ VECTORS = arrays(np.float64, (5, 3), elements=st.floats(-10, 10).map(lambda v: r
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(VECTORS, VECTORS, st.floats(0.01, 100), st.sampled_from(["hidden", "both"]))
 def test_laws_of_the_kernel(Z: Float, Z2: Float, c: float, layers: str) -> None:
     K = ntk_relu(Z, layers=layers)

@@ -328,7 +328,7 @@ def predictions(x0: Any, eps: Any, alpha: float, sigma: float) -> dict[str, Any]
 
 
 @pytest.mark.property
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     x0=st.floats(-10, 10), eps=st.floats(-5, 5), alpha=st.floats(0.1, 1), sigma=st.floats(0.1, 90)
 )

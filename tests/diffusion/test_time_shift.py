@@ -43,7 +43,7 @@ def biased(x: Any, t: Any) -> Any:
 # ------------------------------------------------------------------ the decision
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     variance=st.floats(0, 1.5), center=st.integers(0, 999), window=st.integers(0, 1999),
     cutoff=st.integers(0, 1000), v0=st.one_of(st.none(), st.floats(0, 0.95)),
@@ -63,7 +63,7 @@ def test_equally_near_times_give_the_smaller() -> None:
     assert rule.of_variance([0.375, 0.625, 0.5], 1).tolist() == [0, 1, 1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 2), min_size=2, max_size=9), st.integers(0, 999))
 def test_more_variance_never_means_an_earlier_time(variances, center) -> None:
     found = TimeShift(ABAR, 100, 0).of_variance(sorted(variances), center)

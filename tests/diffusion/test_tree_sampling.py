@@ -116,7 +116,7 @@ def test_a_constant_reward_and_a_shift_change_nothing() -> None:
     np.testing.assert_allclose(one["value"] + 8.0, two["value"], rtol=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.floats(0.3, 6.0), st.floats(0.1, 0.99), st.integers(1, 40), st.booleans(),
     st.integers(0, 9),

@@ -143,7 +143,6 @@ def test_ties_share_and_nobody_wins_nothing() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None)
 @given(st.data())
 def test_missing_c_of_n_agrees_with_rationals(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 400))
@@ -193,7 +192,7 @@ def test_the_rank_of_the_best(n: int) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1)), min_size=1, max_size=8),
     st.data(),

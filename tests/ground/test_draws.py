@@ -113,7 +113,7 @@ def test_a_draw_from_a_draw_is_unbiased() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 7), max_size=20))
 def test_merged_keeps_every_total(rows: list[int]) -> None:
     weights = np.linspace(1, 2, len(rows))

@@ -112,7 +112,7 @@ def test_more_samples_and_more_prompts_go_on_in_the_same_file(tmp_path: Path) ->
 
 
 @given(cut=st.integers(0, 4000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_file_cut_off_anywhere_is_completed(tmp_path_factory: Any, cut: int) -> None:
     """Whatever a kill leaves of the file, every whole line of it is kept and the rest asked for."""
     path = tmp_path_factory.mktemp("cut") / "out.jsonl"

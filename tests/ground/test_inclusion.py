@@ -50,7 +50,7 @@ def sorted_out(s: np.ndarray, size: float) -> np.ndarray:
 
 
 @pytest.mark.oracle
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scores_, sizes, st.sampled_from([0.0, 0.0, 1e-3, 0.2]), st.booleans(), st.integers(0, 99))
 @example([1e300, 1e300, 1e-300], 2.0, 0.0, False, 0)  # the size is used up by the rows at one
 @example([3.0, 3.0, 3.0, 1e-20], 3.0, 0.0, False, 0)
@@ -127,7 +127,7 @@ def test_what_cannot_be_calibrated(scores, size, options, word: str) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 1))
 def test_maps_are_monotone_and_in_their_ranges(scores, eps) -> None:
     s = np.array(scores)
@@ -168,7 +168,7 @@ def test_maps_refuse() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=12), st.data())
 def test_allocation_is_exact_and_proportional(counts: list[int], data) -> None:
     size = data.draw(st.integers(len(counts), sum(counts)))

@@ -94,7 +94,7 @@ records = st.lists(
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records, records, st.data())
 def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, before, after, data) -> None:
     """kill -9 in the middle of a line: what was finished is there, and appending goes on."""

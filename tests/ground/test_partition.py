@@ -110,7 +110,7 @@ def assert_same(found: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("kind", [".parquet", ".csv", ".arrow", ".jsonl"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     cuts=st.lists(st.integers(0, N) | st.sampled_from([1, 8191, 8192, 16_384]), max_size=12),
     batch_rows=st.integers(50, 30_000) | st.sampled_from([8191, 8192, 8193]),

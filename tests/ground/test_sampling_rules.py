@@ -22,7 +22,7 @@ measures = st.lists(
 
 
 @pytest.mark.property
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(measures, st.integers(0, 2**32), st.data())
 @pytest.mark.parametrize("name", [*FIXED, *REPLACED, "poisson"])
 def test_sizes_and_zeros(name: str, measure, seed: int, data) -> None:
@@ -133,7 +133,7 @@ def test_other_refusals() -> None:
 
 
 @pytest.mark.oracle
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.booleans(), st.data())
 def test_top_k_takes_the_best(scores, largest: bool, data) -> None:
     s = np.array(scores, float)
@@ -150,7 +150,7 @@ def test_top_k_takes_the_best(scores, largest: bool, data) -> None:
 
 
 @pytest.mark.oracle
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=20,
                 unique_by=lambda row: row[0]), st.integers(10, 80))  # fmt: skip
 def test_top_k_spends_a_budget_from_the_best_down(rows, budget: int) -> None:
@@ -168,7 +168,7 @@ def test_top_k_spends_a_budget_from_the_best_down(rows, budget: int) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(2, 300), st.data())
 @pytest.mark.parametrize("name", [*LOCAL, "uniform"])
 def test_rows_keep_their_luck_in_any_order(name: str, seed: int, n: int, data) -> None:
@@ -200,7 +200,7 @@ def test_positions_are_the_ids_of_rows_without(name: str) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.data())
 @pytest.mark.parametrize("name", [*LOCAL, *FIXED, *REPLACED, "uniform"])
 def test_strata_get_their_shares(name: str, seed: int, data) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -39,7 +39,6 @@ def largest(context, candidates):
 # ---- laws ----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(1, 60), data=st.data(), a=st.sampled_from([None, 0, 1, 4]),
     b=st.sampled_from([None, 1, 3, 50]), batch=st.integers(1, 4), rng=st.integers(0, 9),
@@ -208,7 +207,6 @@ def test_votes_need_a_majority() -> None:
 # ---- groups --------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(data=st.data(), rng=st.integers(0, 9), b=st.sampled_from([None, 2, 9]))
 def test_quotas_hold(data, rng, b) -> None:
     sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))

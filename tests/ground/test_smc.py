@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoredraw import smc
@@ -19,7 +19,6 @@ STEADY = ["stratified", "systematic", "residual"]  # leave equal weights alone
 
 @pytest.mark.property
 @pytest.mark.parametrize("scheme", smc.SCHEMES)
-@settings(deadline=None)  # the first Sobol sequence imports scipy.stats
 @given(a=weights, size=st.integers(1, 100), seed=st.integers(0, 9))
 def test_ids_are_of_particles_with_weight(scheme, a, size, seed) -> None:
     ids = smc.resample(a, scheme, seed, size=size)

@@ -94,7 +94,7 @@ def test_pandas_reads_what_was_drawn_from_its_own_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=20))
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".npy"])
 def test_text_keeps_every_bit_of_a_number(tmp_path_factory, kind: str, values) -> None:

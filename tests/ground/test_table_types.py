@@ -74,7 +74,7 @@ cells = st.sampled_from(
 
 
 @pytest.mark.property
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values=st.lists(cells, min_size=2, max_size=6), data=st.data())
 def test_files_agree_on_what_one_file_would_be(tmp_path_factory, values, data) -> None:
     cut = data.draw(st.lists(st.integers(1, len(values) - 1), min_size=1, max_size=2))

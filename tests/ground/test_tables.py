@@ -229,7 +229,7 @@ def numbered(tmp_path_factory) -> Path:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 6000))
 def test_batches_of_a_range(numbered: Path, start: int, stop: int, batch_rows: int) -> None:
     batches = list(open_table(numbered, batch_rows=batch_rows).batches(["i"], start, stop))
@@ -239,7 +239,7 @@ def test_batches_of_a_range(numbered: Path, start: int, stop: int, batch_rows: i
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 4999), max_size=30), st.integers(100, 6000))
 def test_select_gives_the_rows_asked_for(numbered: Path, rows: list[int], batch_rows: int) -> None:
     asked = np.sort(np.array(rows, np.int64))  # repeats stay

@@ -28,7 +28,7 @@ def numpy_uniform(seed: int, row: int, stream: str, round_: int) -> float:
 
 
 @pytest.mark.oracle
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seeds, st.integers(0, TOP - 1), st.sampled_from(["draw", "", "ü"]), rounds)
 def test_a_row_is_numpys_philox_at_its_counter(seed, row, stream, round_) -> None:
     value = RowUniforms(seed).at(np.array([row], np.uint64), stream=stream, round=round_)[0]
@@ -46,7 +46,7 @@ def test_rows_at_the_edges_of_the_counter(row: int) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seeds, st.integers(0, TOP - 50), st.integers(0, 40), rounds)
 def test_block_and_at_agree_anywhere(seed, start, length, round_) -> None:
     uniforms = RowUniforms(seed)
@@ -58,7 +58,7 @@ def test_block_and_at_agree_anywhere(seed, start, length, round_) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 300), max_size=8))
 def test_a_block_does_not_depend_on_its_cuts(cuts: list[int]) -> None:
     edges = sorted({0, 300, *cuts})
@@ -117,7 +117,7 @@ def test_what_rng_may_be() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=30), st.data())
 def test_a_text_id_hashes_the_same_in_any_company(texts: list[str], data) -> None:
     alone = {text: int(hash_ids([text])[0]) for text in texts}

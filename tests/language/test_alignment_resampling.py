@@ -58,7 +58,7 @@ def test_gain_of_gaussian_rewards() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=9))
 def test_more_candidates_are_never_worse(rewards: list[float]) -> None:
     row = np.array([rewards])

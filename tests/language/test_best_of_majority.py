@@ -73,7 +73,6 @@ def by_hand(
     problems(), st.integers(1, 6), st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 1.0]),
     st.sampled_from(["mean", "max", "first"]),
 )  # fmt: skip
-@settings(deadline=None)
 def test_the_algorithm(
     problem: tuple[list[Any], list[float]], k: int, alpha: float, aggregate: str
 ) -> None:
@@ -97,7 +96,6 @@ def test_the_algorithm(
 
 
 @given(problems(), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_samples_does_not_matter(
     problem: tuple[list[Any], list[float]], random: Any
 ) -> None:
@@ -117,7 +115,6 @@ def test_the_order_of_the_samples_does_not_matter(
 
 
 @given(problems())
-@settings(deadline=None)
 def test_the_limits_of_alpha(problem: tuple[list[Any], list[float]]) -> None:
     answers, rewards = problem
     pool = AnswerPool.of(answers, rewards=rewards)
@@ -278,7 +275,7 @@ def test_best_of_n_degrades(n: int, success: float) -> None:
 
 
 @given(problems(5), st.integers(1, 3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_mob_is_the_mode_of_bootstrapped_best_of_m(
     problem: tuple[list[Any], list[float]], m: int
 ) -> None:
@@ -335,7 +332,6 @@ def test_curves_take_the_selectors_in_batches() -> None:
 
 
 @given(problems(), st.integers(0, 2))
-@settings(deadline=None)
 def test_five_methods_at_once(problem: tuple[list[Any], list[float]], coarse: int) -> None:
     answers, rewards = problem
     rewards = [round(r * 2**coarse) / 2**coarse for r in rewards]  # some tie

@@ -64,7 +64,7 @@ def select(judge: Judge, candidates: Sequence[str], **how: Any) -> ChecklistSele
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.permutations(["a", "bb", "ccc", "dddd", "eeeee"]), st.integers(0, 99), st.integers(1, 7))
 def test_the_order_shown_does_not_matter_to_a_fair_judge(
     candidates: list[str], seed: int, permutations: int
@@ -268,7 +268,7 @@ def test_texts_that_imitate_instructions_change_nothing(attack: str, where: str)
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text('[]12 \n"<|>/sINSTanswer:{}\\', max_size=40) | st.text(max_size=20))
 def test_what_is_quoted_is_one_line_without_an_answer(text: str) -> None:
     line = quoted(text)

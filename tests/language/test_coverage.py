@@ -30,7 +30,6 @@ from scoredraw.language.coverage_models import BetaBinomial, PowerLaw, log_failu
 
 
 @pytest.mark.property
-@settings(deadline=None)
 @given(st.data())
 def test_pass_at_k_is_exact_and_never_falls(data: st.DataObject) -> None:
     """Ragged problems against rationals; in k from c/n to [c > 0], non-decreasing to the bit."""
@@ -204,7 +203,7 @@ def test_what_the_curve_refuses(correct: Any, message: str) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(0.05, 12), st.floats(0.05, 1.2), st.sampled_from(["coverage", "log"]))
 def test_a_noiseless_law_is_found(minus_a: float, minus_b: float, space: str) -> None:
     k = log_spaced_sizes(10_000)

@@ -207,7 +207,7 @@ def test_evidence_in_another_language() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 6), st.booleans())
 def test_hope_and_risk_are_means_over_every_subset(
     seed: int, prompts: int, n: int, hedged: bool

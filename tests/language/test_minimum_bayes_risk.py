@@ -39,7 +39,7 @@ def by_loops(u: np.ndarray, x: np.ndarray, c: float, include_self: bool) -> list
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seeds, st.integers(2, 7), st.integers(0, 4), st.booleans(), st.floats(0, 9))
 def test_the_formula(seed: int, n: int, m: int, include_self: bool, c: float) -> None:
     rng = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def test_the_formula(seed: int, n: int, m: int, include_self: bool, c: float) ->
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seeds, st.integers(3, 9))
 def test_squared_distance_picks_the_sample_next_to_the_mean(seed: int, n: int) -> None:
     y = np.random.default_rng(seed).normal(size=n)
@@ -65,7 +65,7 @@ def test_squared_distance_picks_the_sample_next_to_the_mean(seed: int, n: int) -
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seeds, st.integers(3, 9), st.floats(50, 1e6))
 def test_a_far_outlier_is_never_picked(seed: int, n: int, far: float) -> None:
     y = np.append(np.random.default_rng(seed).random(n), far)
@@ -131,7 +131,7 @@ def test_utility_is_of_the_candidate_given_the_evidence() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from(["a", "ab", "abc", "xyz", ""]), min_size=1, max_size=6),
     st.lists(st.sampled_from(["ab", "other"]), max_size=4),
@@ -169,7 +169,7 @@ def test_surface_metrics_do_not_cross_languages() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=9))
 def test_equality_is_the_majority_vote(answers: list[Any]) -> None:
     pool = AnswerPool.of(answers)

@@ -48,7 +48,7 @@ def instance(seed: int, support: int, concentration: float = 1.0) -> tuple[np.nd
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 9), st.integers(1, 4),
        st.sampled_from([0.0, 0.15, 0.34, 0.5, 0.9, "auto"]))  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_closed_forms_are_enumerations(
     seed: int, support: int, n: int, k: int, alpha: float | str
 ) -> None:

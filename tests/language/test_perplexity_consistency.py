@@ -98,7 +98,6 @@ def test_confidences_are_the_formulas(problem: dict[str, Any], method: str, scal
 
 
 @pytest.mark.property
-@settings(deadline=None)
 @given(problems(), st.sampled_from(METHODS), st.sampled_from(NULLS), st.randoms())
 def test_choices_and_the_order_of_samples(
     problem: dict[str, Any], method: str, invalid: str, random: Any
@@ -120,7 +119,7 @@ def test_choices_and_the_order_of_samples(
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(problems(most=6), st.sampled_from(["sc", "ppl", "pc"]))
 def test_every_sample_twice_changes_nothing(problem: dict[str, Any], method: str) -> None:
     twice = {name: column * 2 for name, column in problem.items()}
@@ -301,7 +300,6 @@ def pool_of(problem: dict[str, Any]) -> AnswerPool:
 
 
 @pytest.mark.property
-@settings(deadline=None)
 @given(problems())
 def test_votes_and_best_samples_are_the_selectors_there_are(problem: dict[str, Any]) -> None:
     pool = pool_of(problem)

@@ -145,7 +145,7 @@ def test_selectors_say_what_they_lack() -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(pools(most=10))
 def test_closed_forms_are_the_mean_over_all_subsets(
     problem: tuple[AnswerPool, np.ndarray],
@@ -276,7 +276,7 @@ def test_binomial_pmf(n: int, theta: float) -> None:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32))
 def test_best_of_n_by_correctness_is_coverage(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, gumbel_r, kstest
 
@@ -54,7 +54,6 @@ def by_hand(answers: list[Any], standings: list[float], pad: bool) -> list[Any]:
 
 
 @given(samples(), st.integers(1, 6), st.booleans())
-@settings(deadline=None)
 def test_standing_then_frequency_then_first(
     problem: tuple[list[Any], list[float]], k: int, pad: bool
 ) -> None:
@@ -80,7 +79,6 @@ def test_standing_then_frequency_then_first(
 
 
 @given(samples(), st.sampled_from([None, "frequency"]), st.sampled_from(NAMES))
-@settings(deadline=None)
 def test_k_is_a_prefix_of_k_plus_one(
     problem: tuple[list[Any], list[float]], pad: str | None, method: str
 ) -> None:
@@ -96,7 +94,6 @@ def test_k_is_a_prefix_of_k_plus_one(
 
 
 @given(samples(), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_rows_of_many_problems_are_the_problems(
     problem: tuple[list[Any], list[float]], random: Any
 ) -> None:

@@ -32,7 +32,7 @@ def pair_by_pair(rows: list[str], columns: list[str], **how: Any) -> np.ndarray:
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(texts, texts, st.integers(1, 7), st.sampled_from([1, 2, 3]))
 def test_chrf_is_that_of_sacrebleu(
     rows: list[str], columns: list[str], char_order: int, beta: int

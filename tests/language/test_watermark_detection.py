@@ -154,7 +154,7 @@ def test_how_many_tokens_are_needed() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(0, 3), max_size=14), min_size=1, max_size=4),
     st.integers(1, 3),
@@ -314,7 +314,7 @@ def test_an_audit_of_strings(tiny_model: str) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.5))
 def test_holm_is_its_definition(p: list[float], alpha: float) -> None:
     order = np.argsort(p, kind="stable")

@@ -54,7 +54,7 @@ def fixed_table() -> Any:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(-(2**63), 2**64),
     st.lists(st.lists(st.integers(0, 2**31), min_size=3, max_size=3), min_size=1, max_size=4),
@@ -152,7 +152,7 @@ def test_laws_of_certain_and_even_tokens() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda p: sum(p) > 0.1))
 def test_the_marginal_is_a_distribution_in_the_same_order(weights: list[float]) -> None:
     p = np.array(weights) / sum(weights)

@@ -129,7 +129,7 @@ def test_the_component_of_the_larger_mean_is_the_high_one() -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=12), st.randoms(use_true_random=False))
 def test_the_order_does_not_matter(values: list[float], random: object) -> None:
     shuffled = list(values)

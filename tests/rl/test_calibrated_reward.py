@@ -125,6 +125,8 @@ def test_scores_are_checked() -> None:
 def test_rewards_refuse(correct: Any, confidence: Any, options: Any, named: str) -> None:
     with pytest.raises(InputError, match=named):
         calibrated_reward(correct, confidence, **options)
+    with pytest.raises(InputError, match="p: got"):
+        expected_reward(1.5, 0.5)
 
 
 # ── as TRL calls it ─────────────────────────────────────────────────────────────────────────────
@@ -185,6 +187,8 @@ def test_a_verifier_a_row() -> None:
     assert call(accuracy, texts, golds, source=sources) == [1.0, 1.0, 0.0]
     assert call(accuracy, texts[::-1], golds[::-1], source=sources[::-1]) == [0.0, 1.0, 1.0]
     assert call(accuracy, texts, golds, source=["gpqa", "math", "hotpot"]) == [None, 1.0, 0.0]
+    lists = [["hotpot"], "math", "hotpot"]  # no source that anybody has a verifier for
+    assert call(accuracy, texts, golds, source=lists) == [None, 1.0, 0.0]
     with pytest.raises(InputError, match="source"):
         call(accuracy, texts, golds)
 

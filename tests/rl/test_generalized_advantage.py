@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ def recursion(r: Tensor, V: Tensor, m: Tensor, gamma: float, lam: float) -> Tens
 
 @pytest.mark.property
 @given(batch(), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.9, 1.0]))
-@settings(deadline=None)
 def test_the_recursion(given_: tuple[Tensor, Tensor, Tensor], gamma: float, lam: float) -> None:
     r, V, m = given_
     found = generalized_advantage(r, V, m, gamma, lam)
@@ -93,6 +92,12 @@ def test_a_perfect_critic_leaves_nothing() -> None:
         assert found.advantages.abs().max() < 1e-12
 
 
+def test_nothing() -> None:
+    for T in (0, 3):
+        none = torch.zeros(0, T)
+        assert generalized_advantage([], none, none).advantages.shape == (0, T)
+
+
 def test_half_precision_and_gradients() -> None:
     V = torch.zeros(1, 2, dtype=torch.bfloat16, requires_grad=True)
     found = generalized_advantage([1.0], V, torch.ones(1, 2))
@@ -111,6 +116,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: generalized_advantage([1.0, 0.0], V, M, gamma=1.1), "gamma: got 1.1"),
     (lambda: generalized_advantage([1.0, 0.0], V, M, lam=-0.1), "lam: got -0.1"),
+    (lambda: generalized_advantage([1.0, None], V, M), "rewards: got None, words or ragged rows"),
+    (lambda: generalized_advantage(["1", "0"], V, M), "rewards: got None, words or ragged rows"),
     (lambda: generalized_advantage([1.0, torch.nan], V, M), "rewards: got NaN or infinity"),
     (lambda: generalized_advantage([1.0, 0.0], V + torch.inf, M), "values: got NaN or infinity"),
 ]

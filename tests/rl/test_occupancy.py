@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoredraw.errors import InputError
@@ -86,7 +87,6 @@ def test_what_is_no_number_is_nothing_and_nothing_overflows() -> None:
 
 @pytest.mark.property
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=150), st.sampled_from(KINDS))
-@settings(deadline=None)
 def test_laws_of_the_penalty(values: list[float], kind: str) -> None:
     d = torch.tensor(values, dtype=torch.float64)
     D = pointwise_divergence(d, kind)
@@ -247,7 +247,9 @@ def test_a_trl_reward(new_policy: Callable[[], Any], letters: Any) -> None:
         assert value == pytest.approx(-2 * d, abs=1e-4)
     same = SequencePenaltyReward(policy, policy, letters)
     assert same(prompts=prompts, completions=answers, completion_ids=ids) == [0.0] * 3
-    letters.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert same(prompts=[], completions=[], completion_ids=[]) == []
+    reward.tokenizer = copy.deepcopy(letters)
+    reward.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     chat = [[{"role": "user", "content": prompt}] for prompt in prompts]
     again = reward(prompts=chat, completions=answers, completion_ids=ids)
     assert again == pytest.approx(found, abs=1e-4)
@@ -300,6 +302,16 @@ def test_bad_input() -> None:
         (lambda: discriminator_loss(x[0], x[0], "no"), "kind"),
         (lambda: train_discriminator(net, x, x[:, :1]), "policy_x and reference_x"),
         (lambda: train_discriminator(net, x, x, steps=0), "steps: got 0"),
+        (lambda: train_discriminator(net, x[:0], x, batch_size=2), "policy_x and reference_x"),
+        (lambda: train_discriminator(net, x, x, batch_size=0), "batch_size: got 0"),
+        (
+            lambda: train_discriminator(net, x, x, batch_size=2, policy_weights=torch.ones(9)),
+            r"policy_weights: got shape \(9,\), want \(4,\)",
+        ),
+        (
+            lambda: train_discriminator(net, x, x, "wasserstein", weight_clip=-1.0),
+            "gradient_penalty, weight_clip: got 10.0 and -1.0",
+        ),
         (
             lambda: train_discriminator(net, x, x, "wasserstein", gradient_penalty=None),
             "gradient_penalty, weight_clip",

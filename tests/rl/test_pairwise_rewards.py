@@ -42,7 +42,7 @@ def everyone(verdict: Callable[[int, int], Any], n: int) -> Tensor:
 # ── laws of the win rate ────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 9), st.data())
 def test_a_plain_loop_and_its_laws(n: int, data: Any) -> None:
     """Any multiset of comparisons, in any order: counted by hand; relabelling moves the rates."""
@@ -66,7 +66,7 @@ def test_a_plain_loop_and_its_laws(n: int, data: Any) -> None:
     assert torch.equal(other.nan_to_num(nan=9), rate.nan_to_num(nan=9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2), min_size=28, max_size=28))
 def test_a_full_round_sums_to_half_and_keeps_to_the_bound(verdicts: list[int]) -> None:
     rate = pairwise_win_rate(verdicts, round_robin_pairs(8), 8)
@@ -111,7 +111,7 @@ def test_never_compared_is_nan_with_advantage_zero() -> None:
     assert bradley_terry([], [], 2).isnan().all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.one_of(st.none(), st.integers(-8, 8)), min_size=12, max_size=12),
     st.integers(0, 6),
@@ -153,7 +153,7 @@ def test_rounds_are_balanced(G: int) -> None:
         assert count.max() - count.min() <= (1 if G % 2 == 0 else 2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 2), min_size=15, max_size=15))
 def test_strengths_rank_as_wins_after_a_full_round(verdicts: list[int]) -> None:
     pairs = round_robin_pairs(6)

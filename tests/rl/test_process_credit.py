@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -46,7 +46,6 @@ def returns(scores: list[float], **how: Any) -> list[float]:
 
 
 @given(answers, temperatures)
-@settings(deadline=None)
 def test_softmin_lies_between_the_minimum_and_the_mean(r: list[float], T: float) -> None:
     total = float(min_form_rewards(row(r), temperature=T).sum())
     assert min(r) - 1e-12 <= total <= sum(r) / len(r) + 1e-12
@@ -57,7 +56,6 @@ def test_softmin_lies_between_the_minimum_and_the_mean(r: list[float], T: float)
 
 
 @given(answers)
-@settings(deadline=None)
 def test_the_limits_of_the_temperature(r: list[float]) -> None:
     """T -> 0 is the lowest steps alone (argmin where there is one); T -> ∞ is the mean."""
     cold = min_form_rewards(row(r), temperature=1e-300)[0]
@@ -71,7 +69,6 @@ def test_the_limits_of_the_temperature(r: list[float]) -> None:
 
 
 @given(answers)
-@settings(deadline=None)
 def test_the_two_strict_forms(r: list[float]) -> None:
     strict, first = returns(r, credit="strict_min"), returns(r, credit="argmin")
     worst = r.index(min(r))
@@ -86,7 +83,6 @@ def test_all_good_steps_keep_their_worth() -> None:
 
 
 @given(answers, score)
-@settings(deadline=None)
 def test_a_further_step_cannot_raise_the_minimum(r: list[float], more: float) -> None:
     """The hack that sums pay for: one more step that is no worse than the worst."""
     before, after = (returns(x, credit="strict_min")[0] for x in (r, [*r, more]))
@@ -98,7 +94,6 @@ def test_a_further_step_cannot_raise_the_minimum(r: list[float], more: float) ->
 
 
 @given(answers, temperatures, st.randoms())
-@settings(deadline=None)
 def test_the_order_of_the_steps(r: list[float], T: float, random: Any) -> None:
     order = list(range(len(r)))
     random.shuffle(order)
@@ -109,7 +104,6 @@ def test_the_order_of_the_steps(r: list[float], T: float, random: Any) -> None:
 
 
 @given(st.lists(st.one_of(score, st.none()), min_size=1, max_size=7), st.sampled_from(CREDITS))
-@settings(deadline=None)
 def test_masked_steps_are_as_if_absent(r: list[float | None], credit: str) -> None:
     real = [x for x in r if x is not None]
     mask = torch.tensor([[x is not None for x in r]])
@@ -121,7 +115,6 @@ def test_masked_steps_are_as_if_absent(r: list[float | None], credit: str) -> No
 
 
 @given(answers, st.sampled_from([0.0, 0.5, 0.9, 1.0]))
-@settings(deadline=None)
 def test_a_discounted_sum(r: list[float], gamma: float) -> None:
     n = len(r)
     want = [sum(gamma ** (j - i) * r[j] for j in range(i, n)) for i in range(n)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoredraw.errors import InputError
@@ -73,7 +73,6 @@ def test_the_worst_policy_attains_the_sharper_bound() -> None:
     st.lists(st.tuples(*[st.integers(-9, 9)] * 2, st.integers(0, 3)), min_size=3, max_size=30),
     st.floats(0.1, 10), st.floats(-5, 5),
 )  # fmt: skip
-@settings(deadline=None)
 def test_correlation_is_numpys_and_has_no_scale(
     rows: list[tuple[int, int, int]], scale: float, shift: float
 ) -> None:
@@ -151,6 +150,20 @@ def test_what_an_audit_says() -> None:
     assert gain.low < gain.value < gain.high
     shuffled = audit_proxy(proxy[::-1], true[::-1], [f"e{i}" for i in names[::-1]])
     assert shuffled.r.value == pytest.approx(r)
+
+
+@pytest.mark.parametrize("sharp", [True, False])
+@pytest.mark.parametrize("gain", [-1.0, -0.2, 0.0, 0.7])
+def test_the_promise_over_the_interval_of_r(sharp: bool, gain: float) -> None:
+    """The bound is convex in r: where the proxy lost, it is least in between, not at an end."""
+    proxy, true, names = episodes(np.random.default_rng(0), 25, 0.6)
+    found = audit_proxy(proxy, true, names, resamples=200)
+    for chi2 in (1.6, 9.0):
+        got = found.guaranteed_gain(found.proxy_mean + gain * found.sigma, chi2, sharp)
+        over = np.linspace(found.r.low, found.r.high, 4001)
+        each = found.sigma_true * hacking_bound(over, gain, chi2, sharp)
+        assert (got.low, got.high) == pytest.approx((each.min(), each.max()), abs=1e-6)
+        assert got.low - 1e-12 <= got.value <= got.high
 
 
 def test_discounted_steps() -> None:

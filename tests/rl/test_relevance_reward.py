@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -63,7 +63,6 @@ def test_saying_it_again_is_worth_little(n: int, k: int) -> None:
         assert grown == pytest.approx(k * n / (k * n - 2))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS, st.booleans()), min_size=1, max_size=6), st.data())
 def test_the_formula_a_row_at_a_time(rows: list[Any], data: Any) -> None:
     """Every switch on and off, both kinds of questions, in any order of the batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,3 +160,10 @@ def test_nothing_is_nothing() -> None:
     assert chain(virtual_sample(), centre(), scale())(
         group_rewards([], num_generations=4)
     ).shape == (0,)
+
+
+def test_no_spread_and_no_rows() -> None:
+    groups = group_rewards([1.0, 0.0, 0.0, 0.0], num_generations=2)
+    apart = replace(groups, rewards=torch.zeros(2, 2))
+    assert scale(eps=0.0)(apart).values().tolist() == [0.0] * 4
+    assert group_rewards([], group_ids=[]).values().tolist() == []

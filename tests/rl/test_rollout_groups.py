@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scoredraw.errors import InputError
@@ -54,7 +54,6 @@ def payload(*entries: Any, **outer: Any) -> bytes:
 
 
 @given(st.lists(groups(), max_size=12))
-@settings(deadline=None)
 def test_what_goes_in_comes_out(given_groups: list[RolloutGroup]) -> None:
     """In their order, over payloads that keep the cap; also meta and log-probabilities."""
     limits = Limits(payload=2048)
@@ -89,7 +88,6 @@ def test_no_bytes_raise(anything: bytes) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*FIELDS, "more"]), jsons, max_size=9))
-@settings(deadline=None)
 def test_no_fields_raise_and_what_passes_is_a_group(entry: dict[str, Any]) -> None:
     found = decode_groups(payload({**GOOD, **entry}, GOOD))
     assert len(found.groups) + found.rejected.total() == 2

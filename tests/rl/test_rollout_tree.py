@@ -90,7 +90,7 @@ def by_loop(
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(grown(), st.floats(0, 1), st.sampled_from(["mean", "max", "min"]))
 def test_against_the_loop(case: Any, gamma: float, aggregate: str) -> None:
     paths, outcomes, form = case
@@ -106,7 +106,7 @@ def test_against_the_loop(case: Any, gamma: float, aggregate: str) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grown(), st.randoms(use_true_random=False))
 def test_order_and_names_do_not_matter(case: Any, random: Any) -> None:
     paths, outcomes, form = case
@@ -122,7 +122,7 @@ def test_order_and_names_do_not_matter(case: Any, random: Any) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grown(unknown=False), st.floats(0.3, 1), st.sampled_from(["mean", "max", "min"]))
 def test_right_steps_stand_above_wrong_ones(case: Any, gamma: float, aggregate: str) -> None:
     """Whatever the formats, as far as they are within gamma^{T_max} / 2."""
@@ -141,7 +141,7 @@ def test_right_steps_stand_above_wrong_ones(case: Any, gamma: float, aggregate: 
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grown())
 def test_siblings_sum_to_nothing(case: Any) -> None:
     tree = RolloutTree.from_paths(*case)
@@ -151,7 +151,7 @@ def test_siblings_sum_to_nothing(case: Any) -> None:
 
 
 @pytest.mark.property
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grown(unknown=False))
 def test_prefix_values_telescope(case: Any) -> None:
     """gamma 1, no format: R is the value of a prefix, and its differences sum to R_k - R(s_1)."""
@@ -268,7 +268,7 @@ class Stops:
 
 
 @pytest.mark.property
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(2, 9), st.integers(1, 3), st.integers(1, 5), st.integers(1, 3),
     st.sampled_from([1, 2, 10**6]), st.booleans(), st.integers(0, 999),

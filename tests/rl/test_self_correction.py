@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -43,7 +43,6 @@ def loo(x: Tensor) -> Tensor:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_the_second_turn_is_weighted_and_the_first_its_baseline(seed: int) -> None:
     """A_2 = (1 + α) LOO(r_2) - α LOO(r_1) without KL."""
     r, _ = episodes(seed)
@@ -64,7 +63,6 @@ def test_the_total_pays_for_a_wrong_first_attempt(alpha: float) -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_the_first_stage_pays_nothing_for_the_first_attempt(seed: int) -> None:
     r, kl = episodes(seed)
     other = r.clone()
@@ -77,7 +75,6 @@ def test_the_first_stage_pays_nothing_for_the_first_attempt(seed: int) -> None:
 
 
 @given(seeds, st.integers(2, 4))
-@settings(deadline=None)
 def test_without_bonus_it_is_learning_over_several_turns(seed: int, K: int) -> None:
     """α = 0 and one β: own reward less own penalty, and the sum of the episode."""
     r, kl = episodes(seed, K=K)
@@ -90,7 +87,6 @@ def test_without_bonus_it_is_learning_over_several_turns(seed: int, K: int) -> N
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_more_turns_pay_for_progress_on_the_one_before(seed: int) -> None:
     """Stage II telescopes: Σ_k = Σ r_k + α (r_K - r_1) - β Σ KL; stage I frees all but turn 1."""
     r, kl = episodes(seed, K=4)
@@ -104,7 +100,6 @@ def test_more_turns_pay_for_progress_on_the_one_before(seed: int) -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_groups_are_their_own_batches(seed: int) -> None:
     r, kl = episodes(seed, B=12)
     ids = torch.tensor([5, 3, 5, 3, 9, 9, 9, 3, 5, 9, 9, 9])
@@ -188,7 +183,6 @@ def test_the_estimators_agree_in_the_mean() -> None:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_k3_is_never_negative_and_padding_counts_nothing(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     lp, rp = torch.randn(2, 4, 6, generator=g)
@@ -218,7 +212,6 @@ def test_values_stand_on_their_turns_tokens() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=30))
-@settings(deadline=None)
 def test_the_change_is_what_was_mended_less_what_was_spoiled(
     rows: list[tuple[bool, bool, bool]],
 ) -> None:
@@ -243,6 +236,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rewards": [[0.0, 1.5], [1.0, 1.0]]}, r"rewards: got \[1.5\], want numbers from 0 to 1"),
     ({"rewards": [0.0, 1.0]}, r"rewards: got shape \(2,\), want \(B, K\), two attempts or more"),
     ({"rewards": [[0.0], [1.0]]}, r"rewards: got shape \(2, 1\)"),
+    ({"rewards": [[None, 1.0], [1.0, 1.0]]}, "rewards: got no table .*, want numbers"),
+    ({"rewards": [["a", "b"]] * 2}, "rewards: got no table"),
+    ({"rewards": [[0.0, 1.0], [1.0]]}, "rewards: got no table"),
+    ({"kl": "none"}, "kl: got no table"),
+    ({"missing": [[None, None]] * 2}, "missing: got no table"),
     ({"rewards": torch.zeros(0, 2)}, r"rewards: got shape \(0, 2\)"),
     ({"rewards": [[0.0, 1.0]]}, "group_ids: got a group of one, want two episodes or more"),
     ({"group_ids": [0, 1]}, "group_ids: got a group of one, want two episodes or more for 'loo'"),
@@ -295,6 +293,8 @@ def test_other_refusals(recwarn: pytest.WarningsRecorder) -> None:
         self_correction_metrics([0, 1], [0.5, 1])
     with pytest.raises(InputError, match=r"correct1: got \[nan\], want 0 or 1"):
         self_correction_metrics([math.nan], [1])
+    with pytest.raises(InputError, match="correct2: got no table"):
+        self_correction_metrics([1], [None])
     with pytest.raises(InputError, match="correct1 and correct2: got shapes"):
         self_correction_metrics([], [])
     with pytest.raises(InputError, match="missing: got"):

@@ -18,6 +18,8 @@ import pytest
 
 from scoredraw.errors import InputError, MissingExtraError
 from scoredraw.rl import swarm_transports
+from scoredraw.rl.rollout_groups import RolloutGroup
+from scoredraw.rl.swarm_buffer import SwarmBuffer
 from scoredraw.rl.swarm_transports import (
     SUFFIX,
     Directory,
@@ -194,6 +196,18 @@ def test_a_node_that_starts_again_is_heard_again(tmp_path: Path) -> None:
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".json"]
 
 
+def test_a_node_that_starts_again_hears_again_what_is_not_too_old(tmp_path: Path) -> None:
+    """Also what it has drawn: of its first life nothing is remembered."""
+    said = RolloutGroup("q", ["yes", "no"])
+    SwarmBuffer(Directory(tmp_path, "b"), "b").publish([said])
+    for old, drawn in ((0, ["q"]), (9, ["q"]), (11, [])):
+        for file in tmp_path.glob(f"*{SUFFIX}"):
+            os.utime(file, (time.time() - old,) * 2)
+        with Directory(tmp_path, "a", ttl=10.0) as life:
+            found = SwarmBuffer(life, "a").sample(1, reward_fn=lambda **_: [1.0, 0.0])
+        assert [group.prompt for group in found.groups] == drawn
+
+
 def test_a_folder_that_vanishes_is_no_end(tmp_path: Path) -> None:
     node = Directory(tmp_path / "s", "a")
     for file in (tmp_path / "s").iterdir():
@@ -357,11 +371,14 @@ class Processes:
             for name in "abch"
         }  # fmt: skip
         for name, worker in self.workers.items():
-            self.select.register(worker.stdout, selectors.EVENT_READ, name)  # type: ignore[arg-type]
+            assert worker.stdout is not None
+            self.select.register(worker.stdout, selectors.EVENT_READ, (name, worker.stdout))
 
     def tell(self, name: str, line: str) -> None:
-        self.workers[name].stdin.write(f"{line}\n".encode())  # type: ignore[union-attr]
-        self.workers[name].stdin.flush()  # type: ignore[union-attr]
+        to = self.workers[name].stdin
+        assert to is not None
+        to.write(f"{line}\n".encode())
+        to.flush()
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Read lines until it holds; an error that says what was last heard, if it never does."""
@@ -369,12 +386,13 @@ class Processes:
             left = self.deadline - time.monotonic()
             assert left > 0, self.last
             for key, _ in self.select.select(left):
-                line = key.fileobj.readline()  # type: ignore[union-attr]
+                name, lines = key.data
+                line = lines.readline()
                 if not line:
                     self.select.unregister(key.fileobj)
                     continue
-                self.last[key.data] = json.loads(line)
-                self.first_peak.setdefault(key.data, self.last[key.data].get("peak", 0))
+                self.last[name] = json.loads(line)
+                self.first_peak.setdefault(name, self.last[name].get("peak", 0))
 
     def close(self) -> None:
         for worker in self.workers.values():

@@ -231,6 +231,8 @@ def test_bad_input() -> None:
     others: list[tuple[Callable[[], Any], str]] = [
         (lambda: occupancy_measure(w.P, w.policy * 2, w.gamma, w.start), "policy: got a row"),
         (lambda: soft_policy(w.P, w.R, w.gamma, -1.0), "temperature: got -1"),
+        (lambda: soft_policy(w.P, w.R, w.gamma, tolerance=math.nan), "tolerance: got nan"),
+        (lambda: soft_policy(w.P, 3.0, w.gamma), r"rewards: got shape \(\)"),
         (lambda: kink_coefficient(w.P, w.R, w.mu[0], w.gamma), "mu_ref: got shape"),
     ]
     for call, message in others:

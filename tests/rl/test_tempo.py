@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,7 +48,6 @@ def credit(rows: list[list[int]], rewards: Any, **how: Any) -> Tensor:
 
 
 @given(group())
-@settings(deadline=None)
 def test_the_identities(batch: tuple[list[list[int]], list[float]]) -> None:
     rows, rewards = batch
     G = len(rows)
@@ -76,7 +75,6 @@ def test_the_identities(batch: tuple[list[list[int]], list[float]]) -> None:
 
 
 @given(group(), st.floats(-2, 2), st.sampled_from([0.0, 0.5, 1.0]))
-@settings(deadline=None)
 def test_the_variants(batch: tuple[list[list[int]], list[float]], coef: float, lam: float) -> None:
     rows, rewards = batch
     tree = prefix_tree(rows, num_generations=len(rows))
@@ -131,10 +129,10 @@ def test_grpo_is_the_chain_of_the_room() -> None:
 
 
 @pytest.fixture(scope="module")
-def gradients() -> Callable[[Tensor], Tensor]:
-    """Σ_i Σ_t A_{i,t} ∇ log π of a small recurrent policy, for 16 answers of its own."""
+def answers() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """16 answers of a small recurrent policy, and their Σ_i Σ_t A_{i,t} ∇ log π."""
     torch.manual_seed(0)
-    embed, cell, head = torch.nn.Embedding(4, 6), torch.nn.GRU(6, 8, batch_first=True), None
+    embed, cell = torch.nn.Embedding(4, 6), torch.nn.GRU(6, 8, batch_first=True)
     head = torch.nn.Linear(8, 3)
     net = torch.nn.ModuleList([embed, cell, head]).double()
     parameters = list(net.parameters())
@@ -154,13 +152,12 @@ def gradients() -> Callable[[Tensor], Tensor]:
         found = torch.autograd.grad((advantages * logp).sum(), parameters)
         return torch.cat([g.flatten() for g in found])
 
-    of.ids = ids  # type: ignore[attr-defined]
-    return of
+    return ids, of
 
 
-def test_what_the_gradient_is(gradients: Any) -> None:
+def test_what_the_gradient_is(answers: tuple[Tensor, Callable[[Tensor], Tensor]]) -> None:
     """TEMPO's is that of 2 r' - V(s_t) at any lam, td_only's of r' - V(s_t); GRPO's is neither."""
-    ids = gradients.ids
+    ids, gradients = answers
     mask = torch.ones_like(ids)
     rewards = (ids.sum(dim=1) % 3 == 0).double()
     assert 0 < rewards.sum() < 16
@@ -195,7 +192,6 @@ def test_a_mean_over_each_answer_breaks_the_law() -> None:
 
 
 @given(group(), group(), st.randoms(use_true_random=False), st.integers(0, 3))
-@settings(deadline=None)
 def test_order_padding_and_other_groups(first: Any, second: Any, random: Any, wider: int) -> None:
     """Two groups, shuffled into one padded batch, get what each gets alone."""
     rows = [(0, *pair) for pair in zip(*first, strict=True)]
@@ -256,6 +252,13 @@ def test_empty_answers_end_at_the_root() -> None:
     assert torch.allclose(found, torch.tensor([[0.0, 0.0], [-2 * r, -r]]).double(), atol=1e-7)
 
 
+def test_an_empty_batch_and_one_with_ids() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    for variant in VARIANTS:
+        assert tempo_advantages([], None, [], num_generations=2, variant=variant).shape == (0, 0)
+        assert tempo_advantages([], None, [], none, variant=variant).shape == (0, 0)
+
+
 def test_half_precision_and_population_deviation() -> None:
     rows = [[1], [2]]
     half = tempo_advantages(rows, None, torch.tensor([1.0, 0.0]).half(), num_generations=2)
@@ -269,7 +272,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"lam": 1.5}, "lam: got 1.5, want a number in [0, 1]"),
     ({"lam": 0.5, "variant": "grpo"}, "lam: got 0.5 for 'grpo', want 0: it sums no changes"),
     ({"td_coef": math.nan}, "td_coef: got nan, want a finite number"),
-    ({"eps": -1.0}, "eps: got -1.0, want 0 or more"),
+    ({"eps": -1.0}, "eps: got -1.0, want a number of at least 0"),
+    ({"eps": math.inf}, "eps: got inf, want a number of at least 0"),
     ({"ddof": 2}, "ddof: got 2, want 0 or 1"),
     ({"single": "mean"}, "single: got 'mean', want 'zero' or 'raw'"),
     ({"rewards": [1.0, math.inf]}, "rewards: got an infinite one, want finite numbers or NaN"),
@@ -292,6 +296,13 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         tempo_advantages(**{**good, **change})
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("option", [{"single": "mean"}, {"ddof": 2}, {"eps": -1.0}, {"lam": 2.0}])
+def test_the_adapter_refuses_before_a_run(option: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(option))}: got "):
+        TempoAdvantage(**option)
 
 
 # ── real answers, a real trainer ────────────────────────────────────────────────────────────────
@@ -355,12 +366,29 @@ def test_what_a_tool_wrote_is_context() -> None:
 
     ids = torch.tensor([[1, 7, 3, 0], [1, 8, 3, 4], [1, 8, 4, 0]])
     mask = torch.tensor([[1, 0, 1, 0], [1, 0, 1, 1], [1, 0, 1, 0]], dtype=torch.bool)
-    batch = SimpleNamespace(
+    batch: Any = SimpleNamespace(
         completion_ids=ids, mask=mask, reward=torch.tensor([1.0, 0.0, 1.0]),
         group_ids=torch.zeros(3, dtype=torch.int64),
     )  # fmt: skip
-    found = TempoAdvantage()(batch)  # type: ignore[arg-type]
+    found = TempoAdvantage()(batch)
     whole = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 0]])
     want = tempo_advantages(ids, whole, batch.reward, num_generations=3)
     assert want[:, 1].any()
     assert torch.equal(found, want * mask)
+
+
+@pytest.mark.contract
+def test_an_answer_that_was_cut_off_and_hidden_is_still_there() -> None:
+    """TRL masks it wholly: the others don't part from it where they all begin alike."""
+    from types import SimpleNamespace
+
+    ids = torch.tensor([[1, 2, 9, 0], [1, 3, 9, 0], [1, 2, 2, 2]])
+    whole = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    batch: Any = SimpleNamespace(
+        completion_ids=ids, mask=whole.bool() & torch.tensor([True, True, False])[:, None],
+        reward=torch.tensor([1.0, 0.0, 0.0]), group_ids=torch.zeros(3, dtype=torch.int64),
+    )  # fmt: skip
+    found = TempoAdvantage()(batch)
+    want = tempo_advantages(ids, whole, batch.reward, num_generations=3)
+    assert torch.equal(found, want * batch.mask)
+    assert torch.equal(found[:2, 0], group_standing(batch.reward, num_generations=3)[:2])

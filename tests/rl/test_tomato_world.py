@@ -85,7 +85,7 @@ def test_random_moves_are_seeded() -> None:
 
 @pytest.mark.property
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.sampled_from(sorted(BOARDS)[:4]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_tables_are_the_walk(actions: list[int], board: str) -> None:
     model = tables(board)
     state = 0

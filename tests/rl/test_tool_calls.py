@@ -91,7 +91,7 @@ PIECES = (
 
 
 @pytest.mark.property
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5))))
 def test_reading_never_raises(parts: list[str]) -> None:
     step = parse_step("".join(parts), TOOLS)
@@ -113,7 +113,7 @@ def test_formats_never_overturn_an_outcome() -> None:
 
 @pytest.mark.oracle
 @pytest.mark.property
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.recursive(
     st.integers(0, 99).map(str) | st.sampled_from(["0.5", "2.25"]),
     lambda x: st.tuples(st.sampled_from(["({}+{})", "{}-{}", "{}*{}", "-{}*{}"]), x, x).map(

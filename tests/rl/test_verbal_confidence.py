@@ -51,14 +51,14 @@ def by_expression(text: str, format: str) -> bool:
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(list(FORMATS)))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_text_against_the_expression(pieces: list[str], format: str) -> None:
     text = "".join(pieces)
     assert has_format(text, format) == by_expression(text, format)
 
 
 @given(st.data(), st.sampled_from(list(FORMATS)))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_nearly_right_texts_against_the_expression(data: st.DataObject, format: str) -> None:
     """A right text with up to two pieces put in or taken out, so that both outcomes are common."""
     pieces = ["x", "</think>"]
@@ -199,10 +199,12 @@ votes = st.lists(
 
 
 @given(votes, st.sampled_from(VOTES))
-@settings(deadline=None)
 def test_votes_by_hand(samples: list[tuple[Any, float]], how: str) -> None:
     answers, q = ([each[side] for each in samples] for side in (0, 1))
-    assert confidence_vote(answers, q, how)[:2] == by_hand(answers, q, how)
+    vote = confidence_vote(answers, q, how)
+    assert vote[:2] == by_hand(answers, q, how)
+    assert vote.answers == tuple(dict.fromkeys(a for a in answers if a is not None))
+    assert len(vote.scores) == len(vote.answers)
 
 
 def test_ties_go_to_the_first_seen() -> None:

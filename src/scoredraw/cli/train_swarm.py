@@ -110,8 +110,10 @@ def swarm(
 
     Nodes publish the answers that their models wrote, as text, and train on their own and on some
     of the others', scored by their own reward. Models may differ; nobody waits for anybody, and a
-    node alone trains on. The same command goes on from the last checkpoint. Whoever reaches an
-    endpoint or the folder can take part under any name: keep them to networks that you trust.
+    node alone trains on. The same command goes on from the last checkpoint; what is younger than
+    ttl in a shared folder is then heard, and may be drawn, again. Whoever reaches an endpoint or
+    the folder can take part under any name: keep them to networks that you trust. A reward of your
+    own that runs answers or columns runs what others wrote.
     """
     others = settings(set_)
     of_zenoh = {name: others.pop(name) for name in OF_ZENOH if name in others}

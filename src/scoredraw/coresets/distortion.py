@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from scoredraw.coresets.leverage import materialise, single_threads, whitening
+from scoredraw.coresets.leverage import materialise, whitening
 from scoredraw.draws import Draw
 from scoredraw.errors import require
-from scoredraw.execution import as_blocks
+from scoredraw.execution import as_blocks, single_threads
 from scoredraw.uniforms import Rng, generator
 
 Float = npt.NDArray[np.float64]

@@ -10,9 +10,6 @@ corrected by a second pass from 1e3 on and given up for a QR factorisation from 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -257,16 +254,6 @@ def take_rows(blocks: Blocks, indices: Int, engine: Engine | None = None) -> Any
 
 
 # ------------------------------------------------------------------ small matrices
-
-
-@contextmanager
-def single_threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
-    """A thread pool whose threads run BLAS on one core each."""
-    from threadpoolctl import threadpool_limits
-
-    threads = Engine(workers=workers).threads
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool
 
 
 def factor_of_gram(total: Float) -> tuple[Float, float]:

@@ -25,11 +25,10 @@ from scoredraw.arrays import is_tensor
 from scoredraw.coresets.leverage import (
     leverage_scores,
     materialise,
-    single_threads,
     whitening,
 )
 from scoredraw.errors import require
-from scoredraw.execution import as_blocks
+from scoredraw.execution import as_blocks, single_threads
 from scoredraw.uniforms import Rng
 
 Float = npt.NDArray[np.float64]

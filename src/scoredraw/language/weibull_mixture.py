@@ -29,6 +29,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, gammaln
 
 from scoredraw.errors import require
+from scoredraw.execution import single_threads
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -234,8 +235,10 @@ def steps_like_scipy() -> bool:
 
 def _in_lock_step(log_x: Float) -> tuple[Float, Float, Bool]:
     """Parameters (S, 5), -log-likelihoods (S,) and whether it converged (S,), in blocks."""
-    block = max(1, CELLS // log_x.shape[1])
-    parts = [_block_in_lock_step(log_x[i : i + block]) for i in range(0, len(log_x), block)]
+    size = max(1, CELLS // log_x.shape[1])
+    blocks = [log_x[i : i + size] for i in range(0, len(log_x), size)]
+    with single_threads() as pool:  # BLAS on matrices of ten is slower on several cores
+        parts = list(pool.map(_block_in_lock_step, blocks))
     theta, nll, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return theta, nll, converged
 

@@ -19,9 +19,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -34,6 +32,7 @@ from scipy.spatial.distance import cdist
 from scoredraw.diffusion.deis import DEISSolver
 from scoredraw.diffusion.gaussian_mixtures import GaussianMixtureScore
 from scoredraw.diffusion.schedules import NoiseSchedule
+from scoredraw.execution import single_threads
 from scoredraw.metrics import Estimate, frechet_distance, mean_interval, paired_difference
 from scoredraw.papers.training import (
     MLPEnsemble,
@@ -177,17 +176,8 @@ def train(
 
 def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """function of every item, in threads, each of which multiplies matrices on its own core."""
-    one_blas_thread = blas_libraries().limit(limits=1, user_api="blas")
-    with one_blas_thread, one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with single_threads() as pool, one_thread():
         return list(pool.map(function, items))
-
-
-@cache
-def blas_libraries() -> Any:
-    """Looked for once: it takes a while."""
-    import threadpoolctl
-
-    return threadpoolctl.ThreadpoolController()
 
 
 class Networks:

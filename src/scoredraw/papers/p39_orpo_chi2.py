@@ -305,9 +305,9 @@ def add_gardens(report: Report, plan: Plan) -> None:
         Claim.at_least("gardens: least true gain at the theory's λ", THEORY, min(gains),
                        -ACCURACY),
         Claim.at_most("gardens with r < 0.9: lowest true return - reference, the best penalty",
-                      "no penalty is safe at every λ", max(lost, default=0.0), 0.0),
+                      "no penalty is safe at every λ", max(lost), 0.0),
         Claim.at_most("gardens where the theory's λ lies above the kink: χ² of the answer",
-                      "then the answer is the reference", max(stays, default=0.0), 1e-5),
+                      "then the answer is the reference", max(stays), 1e-5),
     ])  # fmt: skip
 
 

@@ -99,12 +99,16 @@ def calibrated_reward(
     >>> calibrated_reward([1, 1, 0], [0.9, 0.2, 0.8]).round(2).tolist()
     [0.99, 0.36, -0.64]
     """
-    c, q = np.asarray(correct, np.float64), np.asarray(confidence, np.float64)
-    for name, x in (("correct", c), ("confidence", q)):
-        outside = x[(x < 0) | (x > 1)]
-        require(not outside.size, name, outside[:1].tolist(), "numbers in [0, 1]")
+    c, q = _unit(correct, "correct"), _unit(confidence, "confidence")
     require(0 <= lam < math.inf, "lam", lam, "a number of at least 0")
     return np.asarray(c + lam * np.asarray(find_score(score)(q, c), np.float64))
+
+
+def _unit(values: ArrayLike, name: str) -> Float:
+    x = np.asarray(values, np.float64)
+    outside = x[(x < 0) | (x > 1)]
+    require(not outside.size, name, outside[:1].tolist(), "numbers in [0, 1]")
+    return x
 
 
 def expected_reward(
@@ -112,12 +116,12 @@ def expected_reward(
 ) -> Float:
     """E R of an answer that is right with probability p, stated with confidence q.
 
-    p (1 + λ S(q, 1)) + (1 - p) λ S(q, 0). Broadcasts; raises as `calibrated_reward`.
+    p (1 + λ S(q, 1)) + (1 - p) λ S(q, 0). Broadcasts; raises as `calibrated_reward`, also for p.
 
     >>> float(expected_reward(0.6, 0.6).round(9)), float(expected_reward(0.6, 1.0).round(9))
     (0.36, 0.2)
     """
-    chance = np.asarray(p, np.float64)
+    chance = _unit(p, "p")
     right, wrong = (calibrated_reward(c, q, score, lam) for c in (1.0, 0.0))
     return np.asarray(chance * right + (1 - chance) * wrong)
 

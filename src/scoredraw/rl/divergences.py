@@ -38,7 +38,8 @@ def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> kl_k1(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]))
     tensor([[0.5000]])
     """
-    return logp - _same_shape(logp, ref_logp)
+    here, there = _alike(logp, ref_logp)
+    return here - there
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> kl_k3(torch.tensor([[-1.0]]), torch.tensor([[-1.5]])).round(decimals=4)
     tensor([[0.1065]])
     """
-    back = _same_shape(logp, ref_logp) - logp
+    back = -kl_k1(logp, ref_logp)
     return torch.expm1(back) - back
 
 
@@ -58,7 +59,8 @@ def sequence_log_ratio(logp: Tensor, ref_logp: Tensor, mask: Tensor | None = Non
 
     Tokens follow one another without chance, so e^d is the ratio of the two policies' chances to
     be in any state at the end of this answer: what a discriminator would have to learn is known.
-    logp, ref_logp: (B, T); mask: (B, T), or None for all tokens. O(B T).
+    logp, ref_logp: (B, T), half precision is summed in float32; mask: (B, T), or None for all
+    tokens. O(B T).
 
     >>> sequence_log_ratio(torch.zeros(1, 2), torch.full((1, 2), -0.5), torch.tensor([[1, 0]]))
     tensor([0.5000])
@@ -87,10 +89,12 @@ def chi2_from_log_ratios(log_ratio: Tensor) -> Tensor:
     return torch.expm1(torch.logsumexp(d, dim=0) - torch.log(torch.tensor(float(len(d)))))
 
 
-def _same_shape(logp: Tensor, ref_logp: Tensor) -> Tensor:
+def _alike(logp: Tensor, ref_logp: Tensor) -> list[Tensor]:
+    """Both, half precision as float32: their differences are small, and are summed."""
     shapes = f"{tuple(logp.shape)} and {tuple(ref_logp.shape)}"
     require(logp.shape == ref_logp.shape, "logp and ref_logp", shapes, "the same shape")
-    return ref_logp
+    half = {torch.float16, torch.bfloat16}
+    return [x.float() if x.dtype in half else x for x in (logp, ref_logp)]
 
 
 # ── tables of probabilities, and logits ─────────────────────────────────────────────────────────
@@ -239,15 +243,14 @@ def _normal(p: Normal, q: Normal) -> Tensor:
 
 
 def _beta(p: Beta, q: Beta) -> Tensor:
-    a, b = (
-        2 * p.concentration1 - q.concentration1,
-        2 * p.concentration0 - q.concentration0,
+    (a_p, b_p), (a_q, b_q) = (  # in float64: large logarithms that nearly cancel
+        (law.concentration1.double(), law.concentration0.double()) for law in (p, q)
     )
+    a, b = 2 * a_p - a_q, 2 * b_p - b_q
     exists = (a > 0) & (b > 0)
     a, b = torch.where(exists, a, 1.0), torch.where(exists, b, 1.0)
-    found = _log_beta(a, b) + _log_beta(q.concentration1, q.concentration0)
-    found = found - 2 * _log_beta(p.concentration1, p.concentration0)
-    return found.masked_fill(~exists, torch.inf)
+    found = _log_beta(a, b) + _log_beta(a_q, b_q) - 2 * _log_beta(a_p, b_p)
+    return found.masked_fill(~exists, torch.inf).to(p.concentration1.dtype)
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoredraw.errors import require
+from scoredraw.errors import InputError, require
 from scoredraw.rl.token_credit import returns_to_go, whiten
 
 
@@ -63,14 +63,17 @@ def generalized_advantage(
     counts = m.sum(dim=1)
     empty = (counts == 0).nonzero()[:1, 0].tolist()
     require(not empty, "mask", f"no token in row {empty}", "at least one in every row")
-    r = torch.as_tensor(rewards).detach().to(V)
+    try:
+        r = torch.as_tensor(rewards).detach().to(V)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError("rewards: got None, words or ragged rows, want numbers") from None
     B = len(V)
     fits = r.shape in {(B,), tuple(V.shape)}
     require(fits, "rewards", f"shape {tuple(r.shape)}", f"({B},) or {tuple(V.shape)}")
     order = (~m).long().argsort(dim=1, stable=True)  # the tokens that are there first
     there = torch.arange(V.shape[1], device=V.device) < counts[:, None]
     if r.ndim == 1:
-        last = torch.nn.functional.one_hot(counts - 1, V.shape[1]).to(V)
+        last = torch.arange(V.shape[1], device=V.device) == counts[:, None] - 1
         earned = r[:, None] * last
     else:
         earned = r.gather(1, order)

@@ -177,7 +177,7 @@ def check_options(
     """InputError for an option that `group_advantages` doesn't know."""
     require(estimator in GROUP_METHODS, "estimator", repr(estimator), ", ".join(GROUP_METHODS))
     count = isinstance(num_virtual, int) and num_virtual >= 0
-    require(count, "num_virtual", num_virtual, "a whole number, 0 or more")
+    require(count, "num_virtual", num_virtual, "0 or more, and whole")
     require(ddof in {0, 1}, "ddof", ddof, "0 or 1")
     require(0 <= eps < math.inf, "eps", eps, "a number of at least 0")
     known = single_sample in {"zero", "raw"}
@@ -198,7 +198,7 @@ def compared(
 
 
 def from_best(over: str) -> Transformation:
-    """Count from the best of the group or "batch": equal rewards are exactly 0, as is their mean."""
+    """Count from the best of the group or batch: equal rewards are exactly 0, as is their mean."""
 
     def count(groups: RewardGroups) -> RewardGroups:
         best = ends(groups)[1]

@@ -195,17 +195,26 @@ def train_discriminator(
     "wasserstein" keeps the critic Lipschitz by gradient_penalty · E(|∇d| - 1)² between the two
     samples (Gulrajani et al. 2017, arXiv 1704.00028), or, where weight_clip is given, by clipping
     its weights (Arjovsky et al. 2017, arXiv 1701.07875). Randomness from generator, else torch's.
-    Raises InputError for steps < 1, shapes, and neither of the two. O(steps x batch).
+    Raises InputError for steps or batch_size < 1, shapes, no rows, and neither of the two or one
+    that is not positive. O(steps x batch).
     """
     require(steps >= 1, "steps", steps, "at least 1")
-    width = tuple(policy_x.shape[1:])
-    fits = policy_x.ndim == reference_x.ndim == 2 and width == tuple(reference_x.shape[1:])
+    require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1, or None")
+    fits = policy_x.ndim == reference_x.ndim == 2 and policy_x.shape[1:] == reference_x.shape[1:]
     came = f"{tuple(policy_x.shape)} and {tuple(reference_x.shape)}"
-    require(fits, "policy_x and reference_x", came, "(N, features) and (M, features)")
-    lipschitz = gradient_penalty is not None or weight_clip is not None
-    require(
-        lipschitz or kind != "wasserstein", "gradient_penalty, weight_clip", None, "one of them"
-    )
+    fits = fits and len(policy_x) > 0 and len(reference_x) > 0
+    wanted = "(N, features) and (M, features), N, M >= 1"
+    require(fits, "policy_x and reference_x", came, wanted)
+    for name, x, weights in (
+        ("policy_weights", policy_x, policy_weights),
+        ("reference_weights", reference_x, reference_weights),
+    ):
+        rows = None if weights is None else tuple(weights.shape)
+        require(rows in {None, (len(x),)}, name, f"shape {rows}", f"({len(x)},), one a row")
+    lipschitz = [bound for bound in (gradient_penalty, weight_clip) if bound is not None]
+    fits = kind != "wasserstein" or (bool(lipschitz) and all(bound > 0 for bound in lipschitz))
+    came = f"{gradient_penalty} and {weight_clip}"
+    require(fits, "gradient_penalty, weight_clip", came, "one of them, and above 0")
     descent = optimizer or torch.optim.Adam(net.parameters(), learning_rate)
     loss = policy_x.new_zeros(())
     for _ in range(steps):
@@ -302,6 +311,8 @@ class SequencePenaltyReward:
         """The penalty of each answer; completion_ids: its tokens, as TRL passes them."""
         require(completion_ids is not None, "completion_ids", None, "the tokens of the answers")
         assert completion_ids is not None
+        if not len(completion_ids):
+            return []
         asked = [self._prompt(prompt) for prompt in prompts]
         rows = [(q, list(a)) for q, a in zip(asked, completion_ids, strict=True)]
         found = []

@@ -162,16 +162,19 @@ class ProxyAudit:
     def guaranteed_gain(self, proxy_mean: float, chi2: float, sharp: bool = True) -> Estimate:
         """The least gain of the true reward a step, of a policy with this mean proxy and χ².
 
-        In units of the true reward; the interval takes the ends of r's for r. chi2:
+        In units of the true reward; the interval is what the bound says over that of r. chi2:
         `divergences.chi2_from_log_ratios`. Raises InputError as `hacking_bound`.
         """
         gain = (proxy_mean - self.proxy_mean) / self.sigma
-        ends = np.array([self.r.value, self.r.low, self.r.high])
-        known = np.where(np.isnan(ends), self.r.value, ends)
-        value, *sides = self.sigma_true * hacking_bound(known, gain, chi2, sharp)
+        value = self.sigma_true * float(hacking_bound(self.r.value, gain, chi2, sharp))
         if math.isnan(self.r.low):
-            return Estimate(float(value), math.nan, math.nan, self.episodes)
-        return Estimate(float(value), float(min(sides)), float(max(sides)), self.episodes)
+            return Estimate(value, math.nan, math.nan, self.episodes)
+        # convex in r, so largest at an end and least where its slope is 0, if that lies between
+        level = math.sqrt(chi2 if sharp else chi2 + gain**2)
+        lowest = min(max(-gain / level if level else 0.0, self.r.low), self.r.high)
+        over = np.array([self.r.low, lowest, self.r.high])
+        bounds = self.sigma_true * hacking_bound(over, gain, chi2, sharp)
+        return Estimate(value, float(bounds.min()), float(bounds.max()), self.episodes)
 
 
 def audit_proxy(

@@ -103,6 +103,7 @@ def group_rewards(
         table, place = values.reshape(-1, G), torch.arange(B, device=device)
     else:
         ids = torch.as_tensor(group_ids, device=device)
+        ids = ids if ids.numel() else ids.long()
         require(ids.shape == (B,), "group_ids", f"shape {tuple(ids.shape)}", f"({B},), one a row")
         require(not ids.is_floating_point(), "group_ids", ids.dtype, "integers")
         row, size = ids.unique(return_inverse=True, return_counts=True)[1:]
@@ -146,7 +147,8 @@ def virtual_sample(max_reward: Any = 1.0, n: int = 1) -> Transformation:
 def centre(over: str = "group") -> Transformation:
     """Subtract the mean of the group, of the "others" of the group, or of the "batch".
 
-    A group with a single reward has nothing to compare it with: 0, except over the batch.
+    A group with a single reward has nothing to compare it with: 0, except over the batch. As TRL
+    rounds it; `group_advantages` makes it exactly 0 for equal rewards.
     """
     require(over in {"group", "others", "batch"}, "over", repr(over), "'group', 'others', 'batch'")
 
@@ -180,9 +182,8 @@ def scale(
         x = groups.table
         source = groups.rewards if of == "rewards" else x
         spread = deviation(source, ddof, dim=1 if over == "group" else None)
-        return replace(
-            groups, table=torch.where(x.isnan(), x, (x / (spread + eps)).nan_to_num(0.0))
-        )
+        scaled = (x / (spread + eps)).nan_to_num(0.0, posinf=0.0, neginf=0.0)
+        return replace(groups, table=torch.where(x.isnan(), x, scaled))
 
     return divide
 

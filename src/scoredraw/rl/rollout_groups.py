@@ -92,11 +92,11 @@ class RolloutGroup:
     """
 
     prompt: str
-    completions: tuple[str, ...]
+    completions: Sequence[str]  # kept as a tuple
     answer: str = ""
     meta: Mapping[str, Scalar] = field(default_factory=dict, compare=False)
     verifier: str = ""
-    logprobs: tuple[float, ...] | None = field(default=None, compare=False)
+    logprobs: Sequence[float] | None = field(default=None, compare=False)
     peer: str = ""
     created: float = 0.0
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoredraw.errors import require
+from scoredraw.errors import InputError, require
 from scoredraw.rl.divergences import divergence_from_logits, kl_k1, kl_k3
 from scoredraw.rl.reward_groups import centre, group_rewards
 
@@ -126,7 +126,7 @@ def score_returns(
     r = _rewards(rewards, missing, reward_range)
     penalty = torch.zeros_like(r)
     if kl is not None:
-        penalty = torch.as_tensor(kl, device=r.device).detach().to(r.dtype)
+        penalty = _table(kl, "kl", r.device).to(r.dtype)
         require(penalty.shape == r.shape, "kl", tuple(penalty.shape), f"{tuple(r.shape)}")
         require(bool(penalty.isfinite().all()), "kl", "NaN or infinity", "finite numbers")
     beta = torch.full_like(r[0], beta1)
@@ -213,12 +213,12 @@ def check_shaping(
 def _rewards(rewards: Any, missing: Any, reward_range: tuple[float, float]) -> Tensor:
     low, high = reward_range
     require(low < high, "reward_range", reward_range, "its lower end first")
-    r = torch.as_tensor(rewards).detach()
+    r = _table(rewards, "rewards")
     r = r if r.dtype == torch.float64 else r.float()
     fits = r.ndim == 2 and len(r) > 0 and r.shape[1] >= 2
     require(fits, "rewards", f"shape {tuple(r.shape)}", "(B, K), two attempts or more a row")
     if missing is not None:
-        gone = torch.as_tensor(missing, device=r.device)
+        gone = _table(missing, "missing", r.device)
         fits = gone.shape == r.shape and gone.dtype == torch.bool
         came = f"{tuple(gone.shape)} of {gone.dtype}"
         require(fits, "missing", came, f"{tuple(r.shape)} of torch.bool")
@@ -229,6 +229,15 @@ def _rewards(rewards: Any, missing: Any, reward_range: tuple[float, float]) -> T
     worst = r[outside][:1].tolist()
     require(not worst, "rewards", worst, f"numbers from {low:g} to {high:g}")
     return r
+
+
+def _table(values: Any, name: str, device: torch.device | None = None) -> Tensor:
+    """The values without gradient; InputError for words, None and rows of unlike lengths."""
+    try:
+        return torch.as_tensor(values, device=device).detach()
+    except (TypeError, ValueError, RuntimeError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise InputError(f"{name}: got no table ({reason}), want numbers") from None
 
 
 def _first(rows: Tensor) -> int:
@@ -262,7 +271,9 @@ def self_correction_metrics(correct1: Any, correct2: Any, missing: Any = None) -
     >>> self_correction_metrics([0, 1, 1, 0], [1, 1, 0, 0])
     SelfCorrection(acc_t1=0.5, acc_t2=0.5, delta=0.0, i2c=0.25, c2i=0.25, missing=0.0)
     """
-    first, second = (torch.as_tensor(c).double() for c in (correct1, correct2))
+    first, second = (
+        _table(c, name).double() for c, name in ((correct1, "correct1"), (correct2, "correct2"))
+    )
     fits = first.ndim == 1 and len(first) > 0 and first.shape == second.shape
     came = f"shapes {tuple(first.shape)} and {tuple(second.shape)}"
     require(fits, "correct1 and correct2", came, "(B,) each, one episode or more")
@@ -271,7 +282,7 @@ def self_correction_metrics(correct1: Any, correct2: Any, missing: Any = None) -
         require(not other, name, other, "0 or 1")
     gone = torch.zeros_like(first)
     if missing is not None:
-        flags = torch.as_tensor(missing, device=first.device)
+        flags = _table(missing, "missing", first.device)
         fits = flags.shape == first.shape and flags.dtype == torch.bool
         require(fits, "missing", f"{tuple(flags.shape)} of {flags.dtype}", "(B,) of torch.bool")
         gone, second = flags.double(), second * ~flags

@@ -110,10 +110,11 @@ class GroupScores:
     def of(
         cls, rewards: Sequence[Any], peer: Sequence[str] = (), prompt: Sequence[str] = ()
     ) -> GroupScores:
-        """From the rewards of each group, (K,) each and K of any size."""
+        """From the rewards of each group, (K,) each, K >= 1 of any size."""
         if not len(rewards):
             return cls(np.zeros(0), np.zeros(0), np.zeros(0, bool))
         sizes = np.array([len(r) for r in rewards])
+        require(bool(sizes.all()), "rewards", "a group of none", "a reward or more a group")
         flat = np.concatenate(rewards).astype(np.float64)
         start = np.cumsum(sizes) - sizes
         ids = np.repeat(np.arange(len(sizes)), sizes)

@@ -58,13 +58,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "buffer": ("ttl", "max_groups", "max_characters", "peer_share"),
     "runner": ("external_weight", "reuse"),
     "policy": (
-        "temperature", "epochs", "minibatch", "importance_cap", "eps_low", "eps_high", "clamp",
-        "max_norm",
+        "temperature", "epochs", "minibatch", "eps_low", "eps_high", "clamp", "max_norm",
     ),
 }  # fmt: skip
 WHOLE = {"max_groups", "max_characters", "epochs", "minibatch"}
 
 Progress = Callable[[int, int, Row, Counter[str]], None]
+Answers = Callable[[Sequence[str], int], Sequence[Sequence[str]]]  # k answers to each prompt
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,20 @@ class SwarmColumns:
 class Questions:
     """A node's own problems, n at a time, each as often as the others, and its answers to them.
 
-    Each pass has an order of its own, by (seed, name of the node, pass). asked: the questions that
-    have been asked, on which alone it depends what comes next.
+    answers: as `CausalPolicy.answers`. Each pass has an order of its own, by words, (seed, name of
+    the node), and pass. asked: the questions that have been asked, on which alone it depends what
+    comes next.
     """
 
     def __init__(
-        self, groups: Sequence[RolloutGroup], policy: CausalPolicy, words: Sequence[int]
+        self, groups: Sequence[RolloutGroup], answers: Answers, words: Sequence[int]
     ) -> None:
-        self.groups, self.policy, self.words = groups, policy, words
+        self.groups, self.answers, self.words = groups, answers, words
         self.asked = 0
 
     def __call__(self, n: int) -> list[RolloutGroup]:
         some = [self.groups[i] for i in self._next(n)]
-        texts = self.policy.answers([group.prompt for group in some], len(some[0].completions))
+        texts = self.answers([group.prompt for group in some], len(some[0].completions))
         return [replace(g, completions=tuple(a)) for g, a in zip(some, texts, strict=True)]
 
     def _next(self, n: int) -> list[int]:
@@ -240,7 +241,12 @@ def train_node(
     may be scored, for senders may lie about an answer. options: see OPTIONS. progress: called
     after each round with the round, all rounds, its numbers and the counts so far.
 
-    The same call resumes an interrupted run from its last checkpoint (every save_every rounds).
+    The same call resumes an interrupted run from its last checkpoint (every save_every rounds). It
+    does not remember whose groups it had: those younger than ttl that still lie in a `Directory`
+    come again and may be drawn again; over Zenoh, what was said meanwhile is lost.
+
+    Groups are strangers' texts: a reward that runs an answer or a column runs what they wrote.
+
     Raises InputError for all that makes no sense, before anything is written.
     """
     begun = time.perf_counter()
@@ -265,7 +271,7 @@ def train_node(
     check_selection(external, selection)
     policy = _policy(model, learning_rate, max_tokens, parts["policy"])
     words = (seed, *node.encode())
-    draws, questions = np.random.default_rng(words), Questions(asked, policy, words)
+    draws, questions = np.random.default_rng(words), Questions(asked, policy.answers, words)
     runner = SAPORunner(
         policy, questions, SwarmColumns(scorer, list(rows[0])), buffer, local, external,
         selection=selection, rng=draws, **parts["runner"],
@@ -343,7 +349,7 @@ def node_options(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         require(name in every, name, "an option that a node does not have", ", ".join(every))
         if name == "reuse":
             require(isinstance(value, bool), name, repr(value), "True or False")
-        elif value is not None or name not in ("minibatch", "importance_cap"):
+        elif value is not None or name != "minibatch":
             kind = int if name in WHOLE else (int, float)
             number = isinstance(value, kind) and type(value) is not bool
             wanted = "a whole number" if name in WHOLE else "a number"

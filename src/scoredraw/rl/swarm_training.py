@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ from scoredraw.rl.swarm_buffer import (
     swarm_advantages,
 )
 from scoredraw.uniforms import Rng, generator
+
+if TYPE_CHECKING:
+    from scoredraw.rl.trainer import AdvantageGRPOTrainer as _Trainer
+else:
+    _Trainer = object  # `swarm_grpo_trainer` puts the real one behind, once TRL is wanted
 
 CLAMP = 10.0
 
@@ -448,7 +453,7 @@ def swarm_grpo_trainer(
     return trainer
 
 
-class _SwarmRows:
+class _SwarmRows(_Trainer):
     """Before a `GRPOTrainer` in the order of bases: some rows come from elsewhere."""
 
     _foreign: Sequence[tuple[list[int], str]] = ()
@@ -458,7 +463,7 @@ class _SwarmRows:
         require(texts, "prompt", "a list of messages", "text, in a swarm")
         inputs, self._foreign = self._mixed(inputs) if self.model.training else (inputs, ())
         self._rows = inputs
-        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return super()._generate_and_score_completions(inputs)
 
     def _mixed(self: Any, inputs: list[dict[str, Any]]) -> Any:
         G, rows, foreign = self.num_generations, [], []
@@ -476,7 +481,7 @@ class _SwarmRows:
 
     def _generate(self: Any, prompts: list[Any]) -> Any:
         cut = len(prompts) - len(self._foreign)
-        ids, written, tools, texts, logps, *rest = super()._generate(prompts[:cut])  # type: ignore[misc]
+        ids, written, tools, texts, logps, *rest = super()._generate(prompts[:cut])
         if self.model.training:
             G = self.num_generations
             answers = [str(row.get(self.answer_column, "")) for row in self._rows]

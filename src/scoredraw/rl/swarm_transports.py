@@ -16,6 +16,7 @@ import os
 import secrets
 import stat
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -100,9 +101,9 @@ class Inbox:
             return self._lock.wait_for(lambda: bool(self._queue), timeout)
 
 
-class _Closing:
-    def close(self) -> None:
-        raise NotImplementedError
+class _Closing(ABC):
+    @abstractmethod
+    def close(self) -> None: ...
 
     def __enter__(self) -> Self:
         return self

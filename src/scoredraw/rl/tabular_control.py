@@ -166,9 +166,8 @@ def kink_coefficient(
     >>> round(kink_coefficient(stay_or_go, [[0.0, 0.0], [1.0, 1.0]], ref, 0.5), 3)
     0.124
     """
+    P, R, _ = _checked(transitions, rewards, gamma)
     ref = np.asarray(mu_ref, np.float64)
-    require(ref.ndim == 2, "mu_ref", f"shape {ref.shape}", "(S, A)")
-    P, R, _ = _checked(transitions, rewards, gamma, np.full(len(ref), 1 / len(ref)))
     require(ref.shape == R.shape, "mu_ref", f"shape {ref.shape}", f"{R.shape}, as rewards")
     seen = ref.sum(axis=1) > 0
     root = diags_array(np.sqrt(ref.reshape(-1)))
@@ -212,14 +211,15 @@ def soft_policy(
 
     Q = R + γ E V(s'), V = temperature · log Σ_a exp(Q / temperature), to within `tolerance` of the
     fixed point. At temperature 0 the first of the best actions has all. O(entries of `transitions`)
-    a sweep, log(1 / tolerance) / (1 - γ) sweeps. Errors as `solve_regularized`.
+    a sweep, log(1 / tolerance) / (1 - γ) sweeps. Errors as `solve_regularized`, and InputError for
+    a tolerance that is not above 0.
 
     >>> soft_policy([[1.0], [1.0]], [[1.0, 0.0]], 0.5, temperature=1.0).round(3).tolist()
     [[0.731, 0.269]]
     """
-    some = np.asarray(rewards, np.float64)
-    P, R, _ = _checked(transitions, some, gamma, np.full(len(some), 1 / max(len(some), 1)))
+    P, R, _ = _checked(transitions, rewards, gamma)
     require(0 <= temperature < np.inf, "temperature", temperature, "a number of at least 0")
+    require(tolerance > 0, "tolerance", tolerance, "a number above 0")
     v = np.zeros(len(R))
     while True:
         Q = R + gamma * (P @ v).reshape(R.shape)
@@ -248,8 +248,9 @@ def _flow(P: csr_matrix, shape: tuple[int, ...], gamma: float) -> csr_matrix:
 
 
 def _checked(
-    transitions: Any, table: ArrayLike, gamma: float, start: ArrayLike, name: str = "rewards"
+    transitions: Any, table: ArrayLike, gamma: float, start: Any = None, name: str = "rewards"
 ) -> tuple[csr_matrix, Float, Float]:
+    """The world and a table (S, A) of it; without a start all states are alike."""
     x = np.asarray(table, np.float64)
     fine = x.ndim == 2 and x.size > 0 and bool(np.isfinite(x).all())
     require(fine, name, f"shape {x.shape}", "finite numbers (S, A)")
@@ -260,7 +261,7 @@ def _checked(
     law = bool((P.data >= 0).all()) and bool((np.abs(P.sum(axis=1) - 1) < SUMS_TO_ONE).all())
     require(law, "transitions", "a row that is no law", "rows >= 0 of sum 1")
     require(0 <= gamma < 1, "gamma", gamma, "a number in [0, 1)")
-    rho = np.asarray(start, np.float64)
+    rho = np.full(S, 1 / S) if start is None else np.asarray(start, np.float64)
     fine = rho.shape == (S,) and bool((rho >= 0).all()) and abs(rho.sum() - 1) < SUMS_TO_ONE
     require(fine, "start", f"shape {rho.shape}", f"a law ({S},)")
     return P, x, rho

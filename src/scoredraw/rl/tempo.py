@@ -185,9 +185,11 @@ def _branches(tree: PrefixTree, values: Any) -> tuple[Tensor, Tensor, Tensor]:
 class TempoAdvantage:
     """TEMPO as the `advantage_fn` of `AdvantageGRPOTrainer`; `statistics` are of the last batch.
 
-    Takes what `tempo_advantages` takes. Tokens that a tool wrote are part of the prefixes, since
-    what follows depends on them, and get no advantage. What the head of this file says about the
-    gradient holds for TRL's losses that weigh all tokens alike ("dapo", "bnpo", "dr_grpo").
+    Takes what `tempo_advantages` takes. Tokens that are not trained on are part of the prefixes, as
+    what follows depends on them, and get no advantage: what a tool wrote, and all of an answer that
+    was cut off, where TRL's mask_truncated_completions hides it. What the head of this file says
+    about the gradient holds for TRL's losses that weigh all tokens alike ("dapo", "bnpo",
+    "dr_grpo").
 
     >>> from types import SimpleNamespace
     >>> batch = SimpleNamespace(
@@ -220,7 +222,8 @@ class TempoAdvantage:
     def __call__(self, rollouts: Rollouts) -> Tensor:
         """(B, T) advantages of the batch."""
         written = rollouts.mask.bool()
-        context = written.int().flip(1).cummax(dim=1).values.flip(1)  # to the last written token
+        context = written.int().flip(1).cummax(dim=1).values.flip(1).bool()  # to the last written
+        context |= ~written.any(dim=1, keepdim=True)  # cut off: as long as may be, and hidden
         tree = prefix_tree(rollouts.completion_ids, context, rollouts.group_ids)
         self.statistics = tree.statistics()
         standing = group_standing(rollouts.reward, rollouts.group_ids, **self.scale)

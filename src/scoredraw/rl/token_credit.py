@@ -84,7 +84,7 @@ def returns_to_go(x: Tensor, mask: Tensor | None = None, gamma: float = 1.0) -> 
     if gamma == 1:
         found = kept.flip(-1).cumsum(-1).flip(-1)
     else:
-        found, running = torch.empty_like(kept), torch.zeros_like(kept[..., 0])
+        found, running = torch.empty_like(kept), kept.new_zeros(kept.shape[:-1])
         for t in reversed(range(x.shape[-1])):  # over time only; rows together
             running = kept[..., t] + gamma * running
             found[..., t] = running

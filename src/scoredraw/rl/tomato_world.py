@@ -17,7 +17,7 @@ start as dry; here they are shown as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,10 +212,12 @@ class TomatoWorld:
         >>> TomatoWorld("medium").to_gymnasium().action_space
         Discrete(4)
         """
-        gym, world = import_extra("gymnasium", "all"), self
+        import_extra("gymnasium", "all")
+        import gymnasium as gym
 
-        class GymnasiumWorld(gym.Env):  # type: ignore[name-defined]
-            metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+        world = self
+
+        class GymnasiumWorld(gym.Env[Any, Any]):
             action_space = gym.spaces.Discrete(world.actions)
             observation_space = gym.spaces.Dict(
                 agent=gym.spaces.Discrete(len(world.garden.cells)),

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -278,7 +278,8 @@ def verifiers_by_source(
         one = find_verifier(verifier)
         return lambda source: one
     require(bool(verifier), "verifier", "an empty mapping", "a verifier a source")
-    return {source: find_verifier(each) for source, each in verifier.items()}.get
+    known: dict[Any, Verifier] = {source: find_verifier(each) for source, each in verifier.items()}
+    return lambda source: known.get(source) if isinstance(source, Hashable) else None
 
 
 # ── choosing among samples ──────────────────────────────────────────────────────────────────────
@@ -316,7 +317,8 @@ def confidence_vote(
     codes = group_answers(list(answers), equal=equal, key=key)
     q = np.asarray(confidences, np.float64)
     sample = int(vote_in_rows(codes[None], q[None], how)[0])
-    first = [int(np.argmax(codes == code)) for code in range(int(codes.max(initial=NULL)) + 1)]
+    known, first = np.unique(codes, return_index=True)
+    first = first[known != NULL]
     scores = _standing(codes[None], q[None], how)[0]
     distinct = tuple(answers[i] for i in first)
     answer = None if sample < 0 else distinct[codes[sample]]
