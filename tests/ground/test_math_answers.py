@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from scoredraw.answers import group_answers
 from scoredraw.errors import InputError
-from scoredraw.math_answers import LONGEST, equality, math_equal
+from scoredraw.math_answers import LONGEST, SECONDS, equality, math_equal
 
 pytestmark = pytest.mark.oracle
 
@@ -50,3 +52,10 @@ def test_names_of_equalities() -> None:
     assert equality("math") is math_equal
     with pytest.raises(InputError, match="equal: got 'same', want exact or math"):
         equality("same")
+
+
+def test_what_would_take_for_ever_is_not_equal() -> None:
+    begun = time.perf_counter()
+    assert not math_equal("2", "9**9**9**9")
+    assert time.perf_counter() - begun < 10 * SECONDS
+    assert math_equal("1/2", "0.5")
