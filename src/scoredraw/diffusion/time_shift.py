@@ -68,7 +68,10 @@ def sample_variance(x: Any) -> Any:
     size = int(np.prod(x.shape[1:]))
     require(x.ndim >= 2 and size >= 2, "x", f"shape {tuple(x.shape)}", "2 or more entries a sample")
     if is_tensor(x):
-        return x.detach().flatten(1).double().var(dim=1)
+        torch, rows = sys.modules["torch"], x.detach().flatten(1)
+        rows = rows if rows.dtype.itemsize >= 4 else rows.float()
+        away = rows - rows.mean(dim=1, keepdim=True)
+        return torch.linalg.vector_norm(away, dim=1, dtype=torch.float64) ** 2 / (size - 1)
     return np.asarray(x, np.float64).reshape(len(x), size).var(axis=1, ddof=1)
 
 

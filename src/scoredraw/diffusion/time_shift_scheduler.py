@@ -47,6 +47,7 @@ from scoredraw.diffusion.time_grids import whole
 from scoredraw.diffusion.time_shift import TimeShift, sample_variance, warn_of_few_entries
 from scoredraw.errors import InputError, require
 
+Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -110,6 +111,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         wanted = f"one of {', '.join(PREDICTION_TYPES)}"
         require(kind in PREDICTION_TYPES, "prediction_type", repr(kind), wanted)
         self._kind = kind
+        self._takes = frozenset(inspect.signature(self.base.step).parameters)
         abar = self.base.alphas_cumprod.double().numpy()
         self._rule = TimeShift(abar, window, cutoff, target, data_variance)
         self._alpha, self._sigma = np.sqrt(abar), np.sqrt(1 - abar)
@@ -267,12 +269,11 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         """
         i = self._due(timestep)
         output, x = self._at_nominal(model_output, sample, i)
-        takes = inspect.signature(self.base.step).parameters
-        require("eta" in takes or not eta, "eta", eta, f"0 for {self.config.base_class}")
+        require("eta" in self._takes or not eta, "eta", eta, f"0 for {self.config.base_class}")
         extras = {"eta": eta, "generator": generator}
         if use_clipped_model_output is not None:
             extras["use_clipped_model_output"] = use_clipped_model_output
-        extras = {key: value for key, value in extras.items() if key in takes}
+        extras = {key: value for key, value in extras.items() if key in self._takes}
         moved = self.base.step(output, self._nominal[i], x, return_dict=return_dict, **extras)
         self._index, self._times, self._asked = i + 1, None, False
         if i + 1 < len(self._nominal) and len(sample):
@@ -323,17 +324,37 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         count = len(self._times)
         require(len(sample) == count, "sample", f"{len(sample)} at step {i}", f"the {count} before")
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
-        m = output[:, : sample.shape[1]].to(x.dtype)
+        channels = sample.shape[1]
+        m = output[:, :channels].to(x.dtype)
         require(m.shape == x.shape, "model_output", tuple(output.shape), f"{tuple(x.shape)}")
-        at = per_sample(self._alpha[self._times], x), per_sample(self._sigma[self._times], x)
-        x0, eps = to_x0(m, x, *at, self._kind), to_eps(m, x, *at, self._kind)
-        alpha, sigma = float(self._alpha[nominal]), float(self._sigma[nominal])
-        said = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[self._kind]
-        moved = torch.as_tensor(self._times != nominal, device=x.device)
-        moved = moved.view(-1, *[1] * (x.ndim - 1))
-        state = torch.where(moved, alpha * x0 + sigma * eps, x).to(sample.dtype)
-        said = torch.where(moved, said, m).to(output.dtype)
-        return torch.cat([said, output[:, sample.shape[1] :]], dim=1), state
+        of_state, of_output = self._moves(nominal)
+        state = _combined(x, m, of_state).to(sample.dtype)
+        if self._kind == "v_prediction":  # eps and x_0 themselves stay as they are
+            m = _combined(x, m, of_output)
+        said = m.to(output.dtype)
+        if output.shape[1] > channels:
+            said = torch.cat([said, output[:, channels:]], dim=1)
+        return said, state
+
+    def _moves(self, nominal: int) -> tuple[Float, Float]:
+        """The state and the output at the nominal level, linear in (x, m): (2, B) factors of each.
+
+        Found as what becomes of x = 1, m = 0 and of x = 0, m = 1. Exactly (1, 0) and (0, 1) for a
+        sample whose time is the nominal one.
+        """
+        x, m = np.eye(2)[:, :, None]
+        at = self._alpha[self._times], self._sigma[self._times]
+        x0, eps = (turn(m, x, *at, self._kind) for turn in (to_x0, to_eps))
+        alpha, sigma = self._alpha[nominal], self._sigma[nominal]
+        stays = self._times == nominal
+        state = np.where(stays, x, alpha * x0 + sigma * eps)
+        return state, np.where(stays, m, alpha * eps - sigma * x0)
+
+
+def _combined(x: Tensor, m: Tensor, factors: Float) -> Tensor:
+    """a x + b m with a, b (2, B): one each a sample."""
+    a, b = (per_sample(row, x) for row in factors)
+    return torch.addcmul(x * a, m, b)
 
 
 def _scheduler(name: str) -> Any:
