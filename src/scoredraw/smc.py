@@ -147,7 +147,7 @@ def _residual(w: Float, size: int, rng: np.random.Generator) -> Int:
     if rest := size - int(copies.sum()):
         more = _systematic(np.maximum(expected - copies, 0.0), rest, rng)
         copies += np.bincount(more, minlength=len(w))
-    return np.repeat(np.arange(len(w)), copies)
+    return _repeat(np.cumsum(copies))
 
 
 def _sobol(w: Float, size: int, rng: np.random.Generator) -> Int:
@@ -173,9 +173,9 @@ def _comb(levels: Float, offset: float) -> Int:
 
 def _repeat(below: Int) -> Int:
     """Ids, from how many points lie before the end of each particle's stretch."""
-    counts = below.copy()
-    counts[1:] -= below[:-1]
-    return np.repeat(np.arange(len(below)), counts)
+    size = int(below[-1])
+    ends = np.bincount(below[:-1], minlength=size + 1)[:size]  # stretches that end before a point
+    return np.cumsum(ends, out=ends)
 
 
 SCHEMES: dict[str, Callable[[Float, int, np.random.Generator], Int]] = {
