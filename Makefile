@@ -14,7 +14,7 @@ TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_N
 	TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
 	HF_HUB_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 MPLBACKEND=Agg
 
-.PHONY: help run test lint types bench results clean distclean
+.PHONY: help run test lint types bench mbr results clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -36,6 +36,9 @@ types: .venv/.dev  ## mypy --strict
 bench: .venv/.dev  ## speed and quality against the peers, in one process
 	$(BIN)/python -m benchmarks --out src/scoredraw/results/benchmarks.json
 
+mbr: .venv-mbrs/.done  ## minimum Bayes risk against mbrs, which has an environment of its own
+	PYTHONPATH=src .venv-mbrs/bin/python -m benchmarks mbr --out src/scoredraw/results/benchmarks-mbr.json
+
 results: .venv/.dev  ## rerun the papers' experiments at full scale and keep what they measured
 	$(BIN)/scoredraw run 1 2 7 8 9 10 13 14 15 16 17 20 21 24 25 26 27 28 29 30 32 33 35 36 38 39 40 43 45 46 47 48 50 53 58 60 61 --scale full --out src/scoredraw/results
 
@@ -43,8 +46,8 @@ clean:  ## remove caches, builds and reports
 	rm -rf out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove .venv
-	rm -rf .venv
+distclean: clean  ## clean, and remove the environments
+	rm -rf .venv .venv-mbrs
 
 # ---- set-up ---------------------------------------------------------------------------------
 # A stamp is touched last, so an interrupted set-up leaves none and the next call resumes: a broken
@@ -77,3 +80,11 @@ endef
 	@$(PIP) --editable '.[dev]' --constraint constraints.txt
 	@$(PIP) --no-deps --requirement benchmarks/peers.txt
 	@touch .venv/.core $@
+
+.venv-mbrs/.done: .venv/.dev benchmarks/mbrs.txt
+	@$(BIN)/python -m venv --clear .venv-mbrs
+	@cd .venv-mbrs/lib/python3*/site-packages && \
+		echo "$(CURDIR)"/.venv/lib/python3*/site-packages > scoredraw.pth
+	@.venv-mbrs/bin/python -m pip install --disable-pip-version-check --no-input -qq \
+		--no-deps --requirement benchmarks/mbrs.txt
+	@touch $@

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,58 +12,36 @@ from typing import Any
 from rich.console import Console
 from threadpoolctl import threadpool_info
 
-from benchmarks import (
-    advantages,
-    answers,
-    coverage,
-    credit,
-    decoding,
-    diffusion,
-    files,
-    first_hitting,
-    flow_inversion,
-    image_samplers,
-    influence,
-    matrices,
-    minimum_bayes_risk,
-    races,
-    resampling,
-    rpc,
-    selection,
-    sketches,
-    swarm,
-    transport,
-    tree,
-    watermarks,
-)
-from benchmarks.contest import Contest, Limit, Line, run, table
+from benchmarks.contest import Line, run, table
+from scoredraw.registry import resolve
 
-BENCHMARKS: dict[str, Callable[..., Iterator[Contest | Limit]]] = {
-    "leverage": matrices.leverage,
-    "draw": files.draw,
-    "keys": races.keys,
-    "calibrate": races.calibrate,
-    "lewis": matrices.lewis,
-    "sketched": sketches.sketched,
-    "coverage": coverage.coverage,
-    "scheduler": diffusion.scheduler,
-    "selection": selection.selection,
-    "influence": influence.influence,
-    "transport": transport.transport,
-    "rpc": rpc.rpc,
-    "answers": answers.answers,
-    "watermarks": watermarks.watermarks,
-    "mbr": minimum_bayes_risk.minimum_bayes_risk,
-    "decoding": decoding.decoding,
-    "resampling": resampling.resampling,
-    "first-hitting": first_hitting.first_hitting,
-    "flow": flow_inversion.flow_inversion,
-    "tree": tree.tree,
-    "images": image_samplers.images,
-    "schedulers": image_samplers.schedulers,
-    "advantages": advantages.advantages,
-    "credit": credit.credit,
-    "swarm": swarm.swarm,
+# Imported when they run: not every environment has every peer.
+BENCHMARKS = {
+    "leverage": "matrices:leverage",
+    "draw": "files:draw",
+    "keys": "races:keys",
+    "calibrate": "races:calibrate",
+    "lewis": "matrices:lewis",
+    "sketched": "sketches:sketched",
+    "coverage": "coverage:coverage",
+    "scheduler": "diffusion:scheduler",
+    "selection": "selection:selection",
+    "influence": "influence:influence",
+    "transport": "transport:transport",
+    "rpc": "rpc:rpc",
+    "answers": "answers:answers",
+    "watermarks": "watermarks:watermarks",
+    "mbr": "minimum_bayes_risk:minimum_bayes_risk",
+    "decoding": "decoding:decoding",
+    "resampling": "resampling:resampling",
+    "first-hitting": "first_hitting:first_hitting",
+    "flow": "flow_inversion:flow_inversion",
+    "tree": "tree:tree",
+    "images": "image_samplers:images",
+    "schedulers": "image_samplers:schedulers",
+    "advantages": "advantages:advantages",
+    "credit": "credit:credit",
+    "swarm": "swarm:swarm",
 }
 WIDTH = 170  # of the table in a file or a log
 PEERS = (
@@ -95,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     with screen.status("starting") as status:
         for name in asked.name or BENCHMARKS:
             status.update(name)
-            for entry in BENCHMARKS[name](tiny=asked.tiny):
+            made = resolve(f"benchmarks.{BENCHMARKS[name]}")
+            for entry in made(tiny=asked.tiny):
                 status.update(f"{name}: {entry.what}")
                 lines.append(run(entry, asked.repeats, judged=not asked.tiny))
                 del entry  # its arrays, before the next ones are made

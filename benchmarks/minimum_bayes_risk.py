@@ -1,7 +1,7 @@
 """Minimum Bayes risk of many pools, and chrF of a whole pool, against mbrs and sacrebleu.
 
-mbrs needs older versions of what this environment holds; where it cannot be imported, the same
-decision is made by a loop over candidates instead, and the line says so.
+mbrs needs older versions of what this environment holds: `make mbr` gives it one of its own. Where
+it cannot be imported, the same decision is made by a loop over candidates, and the line says so.
 """
 
 from __future__ import annotations
