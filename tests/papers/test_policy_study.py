@@ -18,7 +18,13 @@ from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import policy_study as ps  # noqa: E402
 from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
+from scoredraw.papers.studies import Record, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
+
+
+def study(rng: int, settings: ps.Settings, *how: Any, **options: Any) -> list[Record]:
+    return run_study(ps.plan_of(settings), rng, *how, **options)
+
 
 pytestmark = pytest.mark.contract
 
@@ -57,11 +63,11 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
     real = ps.run_arm
 
     def run_arm(
-        name: str, rate: float, seed: int, settings: ps.Settings, *, tuning: bool = False,
-        progress: Any = None,
-    ) -> ps.Record:  # fmt: skip
+        name: str, rate: float, seed: int, tuning: bool = False, tell: Any = None, *,
+        settings: ps.Settings,
+    ) -> Record:  # fmt: skip
         if name == ps.UNTRAINED:
-            return real(name, rate, seed, settings)
+            return real(name, rate, seed, settings=settings)
         runs.append((name, rate, seed, tuning))
         right = (
             0.5
@@ -71,8 +77,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
         )
         passed = {family: {"1": right, "8": right + 0.1} for family in settings.families}
         silent = 0.2 if name == "ngrpo" else 0.4
-        if progress is not None:
-            progress(2, 2, {})
+        if tell is not None:
+            tell(2, 2)
         return {"passed": passed, "silent": silent, "entropy": right, "length": 20 * right}
 
     monkeypatch.setattr(ps, "run_arm", run_arm)
@@ -84,7 +90,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
 )
 def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps.Settings) -> None:
     steps: list[tuple[int, int]] = []
-    record = ps.run_arm(name, 1e-3, 0, settings, progress=lambda i, n, _: steps.append((i, n)))
+    record = ps.run_arm(name, 1e-3, 0, tell=lambda i, n: steps.append((i, n)), settings=settings)
     assert steps == [(1, 2), (2, 2)]  # batches, also of what goes over each twice
     assert set(record) == {"passed", "silent", "entropy", "length", "seconds"}
     assert set(record["passed"]) == {"chain_sum"}
@@ -110,7 +116,7 @@ def test_problems_do_not_overlap(settings: ps.Settings) -> None:
 
 
 def test_the_same_call_gives_the_same_run(settings: ps.Settings) -> None:
-    first, again = (ps.run_arm("grpo", 1e-3, 0, settings) for _ in range(2))
+    first, again = (ps.run_arm("grpo", 1e-3, 0, settings=settings) for _ in range(2))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
 
 
@@ -119,7 +125,7 @@ def test_a_study_tunes_and_pays_for_nothing_twice(
 ) -> None:
     told: list[str] = []
     arms = [ps.UNTRAINED, "grpo", "pure"]
-    records = ps.study(0, settings, lambda said, *_: told.append(said), arms)
+    records = study(0, settings, lambda said, *_: told.append(said), arms)
     want = [
         (arm, rate, seed, seed == 500) for arm in arms[1:]
         for rate, seed in [
@@ -135,26 +141,26 @@ def test_a_study_tunes_and_pays_for_nothing_twice(
     ]  # fmt: skip
     journal = Journal(cache / "policy-study.jsonl")
     assert len(journal.records()) == 2 + len(want)
-    assert ps.study(0, settings, arms=arms) == records
+    assert study(0, settings, arms=arms) == records
     assert made_up == want  # all was known
-    ps.study(0, replace(settings, seeds=3, rates=(1e-3, 2e-3, 4e-3)), arms=arms)
+    study(0, replace(settings, seeds=3, rates=(1e-3, 2e-3, 4e-3)), arms=arms)
     assert made_up[len(want) :] == [
         (arm, rate, 2, False) for arm in arms[1:] for rate in (2e-3, 1e-3)
     ]  # fmt: skip
     del made_up[:]
-    ps.study(0, replace(settings, steps=3), arms=["grpo"])
+    study(0, replace(settings, steps=3), arms=["grpo"])
     assert len(made_up) == 7  # another run altogether
     path = journal.path
     path.write_bytes(path.read_bytes()[:-20])  # killed as it wrote
-    ps.study(0, replace(settings, steps=3), arms=["grpo"])
+    study(0, replace(settings, steps=3), arms=["grpo"])
     assert len(made_up) == 8
 
 
 def test_processes_make_the_same_records(settings: ps.Settings, cache: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    alone = ps.study(0, settings, arms=[ps.UNTRAINED])
+    alone = study(0, settings, arms=[ps.UNTRAINED])
     (cache / "policy-study.jsonl").unlink()
-    both = ps.study(0, settings, lambda *of: told.append(of), [ps.UNTRAINED], workers=2)
+    both = study(0, settings, lambda *of: told.append(of), [ps.UNTRAINED], workers=2)
     assert both == alone
     assert sorted(told) == [("untrained, seed 0", 2, 2), ("untrained, seed 1", 2, 2)]
     assert len(Journal(cache / "policy-study.jsonl").records()) == 2
@@ -173,7 +179,7 @@ def test_tuning_goes_beyond_the_grid(
     rates: tuple[float, ...], tried: list[float], settings: ps.Settings, made_up: list[Any]
 ) -> None:
     asked = replace(settings, rates=rates)
-    records = ps.study(0, asked, arms=["grpo"])
+    records = study(0, asked, arms=["grpo"])
     tuned = [r["rate"] for r in records if r["part"] == "tuning"]
     assert [rate for _, rate, seed, _ in made_up if seed == 500] == [*rates, *tried]
     assert tuned == sorted([*rates, *tried])
@@ -188,7 +194,7 @@ def test_keys_know_the_weights_and_the_options(
     settings: ps.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(name: str = "pure", files: str = "a", tuning: bool = False) -> str:
-        return ps.run_key(name, (1e-3, 0, tuning), settings, files)
+        return ps.run_key(name, 1e-3, 0, tuning, settings, files)
 
     keys = {
         key(),
@@ -243,9 +249,9 @@ def test_reports(
 def test_refusals(settings: ps.Settings) -> None:
     gcd = replace(settings, families=("gcd",))
     with pytest.raises(InputError, match="name: got 'pure', want one of untrained, grpo"):
-        ps.run_arm("pure", 1e-3, 0, gcd)
+        ps.run_arm("pure", 1e-3, 0, settings=gcd)
     with pytest.raises(InputError, match="arms: got pure, best, want some of untrained, grpo"):
-        ps.study(0, gcd, arms=["pure", "grpo", "best"])
+        study(0, gcd, arms=["pure", "grpo", "best"])
     with pytest.raises(InputError, match="paper: got 2, want one of 27, 29, 48"):
         ps.add_policy_study(Report(paper=2, scale="study", seed=0), 2, 0)
 

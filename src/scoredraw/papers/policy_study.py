@@ -9,48 +9,45 @@ reported is measured on test problems, paired by seed: runs of one seed see the 
 same order. Methods whose clip has bounds of their own take two optimizer steps a batch, as clips
 only act on the second; so GRPO with two is among the methods.
 
-Every finished run is a line of a journal in the cache, so that a study resumes and only pays for
-what is new: what has other settings, weights or problems. Changed code is not noticed; after that
-delete the journal. `python -m scoredraw.papers.policy_study --arms grpo,ngrpo` runs some of it.
+The journal of finished runs lies in the cache: what has other settings, weights or problems is new.
+Changed code is not noticed; after that delete the journal. `python -m
+scoredraw.papers.policy_study --arms grpo,ngrpo --workers 2` runs some of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from scoredraw.errors import require
-from scoredraw.journal import Journal
-from scoredraw.metrics import Estimate, mean_interval, paired_difference
 from scoredraw.papers.sentence_embeddings import cache_directory
 from scoredraw.papers.small_policy import FOLDER, Problem, shipped_problems
+from scoredraw.papers.studies import (
+    Comparison,
+    Progress,
+    Record,
+    Step,
+    StudyPlan,
+    run_study,
+    study_command,
+    study_table,
+    tuning_figure,
+)
 from scoredraw.papers.training import one_thread
-from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
+from scoredraw.reports import Cell, Report, ReportTable
 from scoredraw.rl import policy_methods, policy_training
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, Row
+from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod
 
-Float = NDArray[np.float64]
-Record = dict[str, Any]
-Progress = Callable[[str, int, int], None]  # the run in words, its steps done, all of them
-Step = Callable[[int, int], None]
-
-TUNING = 500  # the tuning seed, after the seeds of the study
-FURTHER = 2  # rates that are tried beyond an end of the grid, each twice or half the last
 LAST = 10  # batches whose entropy and length are reported
 
 
@@ -111,8 +108,8 @@ TASKS = {
 
 
 def run_arm(
-    name: str, rate: float, seed: int, settings: Settings, *, tuning: bool = False,
-    progress: Callable[[int, int, Row], None] | None = None,
+    name: str, rate: float, seed: int, tuning: bool = False, tell: Step | None = None, *,
+    settings: Settings,
 ) -> Record:  # fmt: skip
     """Train by an arm and measure: on test problems, or on spared ones if tuning.
 
@@ -131,7 +128,8 @@ def run_arm(
             taught, Path(folder), model=settings.model, method=method_of(name), about=name,
             steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
             learning_rate=rate, max_tokens=settings.max_tokens, held_out=0,
-            save_every=settings.steps, seed=seed, progress=progress,
+            save_every=settings.steps, seed=seed,
+            progress=None if tell is None else lambda i, n, _: tell(i, n),
         )  # fmt: skip
         rows = spared if tuning else tested
         passed = measured(str(run.folder / "model"), rows, seed, settings)
@@ -195,117 +193,22 @@ def measured(
 # ── the study ───────────────────────────────────────────────────────────────────────────────────
 
 
-def study(
-    rng: int, settings: Settings, progress: Progress | None = None,
-    arms: Sequence[str] | None = None, workers: int = 1,
-) -> list[Record]:  # fmt: skip
-    """The records of all runs, those that the journal lacks made now; all arms that fit, or some.
-
-    Each is that of `run_arm` with arm, rate, seed and part: "tuning", "best" or "shared"; the
-    untrained policy's is "best". A run at the best rate that is also the shared one is there twice.
-    workers: processes that make them; with several, progress hears of whole runs only.
-    """
-    possible = fitting(settings)
-    wanted = possible if arms is None else list(arms)
-    unknown = [name for name in wanted if name not in possible]
-    require(not unknown, "arms", ", ".join(unknown), f"some of {', '.join(possible)}")
-    require(workers >= 1, "workers", workers, "a positive count")
-    pool = Here() if workers == 1 else ProcessPoolExecutor(workers, get_context("spawn"))
-    seeds = range(1000 * rng, 1000 * rng + settings.seeds)
-    of_arm = partial(
-        records_of_arm, runs=Runs(settings, pool, progress), seeds=seeds,
-        tuning_seed=1000 * rng + TUNING,
+def plan_of(settings: Settings) -> StudyPlan:
+    """The study of one task."""
+    return StudyPlan(
+        titles={name: TITLES[name] for name in fitting(settings)}, fixed=(UNTRAINED,),
+        rates=settings.rates, shared=settings.shared, seeds=settings.seeds,
+        run=partial(run_arm, settings=settings),
+        key=partial(run_key, settings=settings, files=fingerprint(settings.model)),
+        quality=partial(mean_pass, k=1), journal=cache_directory() / "policy-study.jsonl",
+        steps=settings.steps, measures=MEASURES,
     )  # fmt: skip
-    try:
-        if workers == 1:
-            return [record for name in wanted for record in of_arm(name)]
-        with ThreadPoolExecutor(len(wanted)) as threads:
-            return [record for found in threads.map(of_arm, wanted) for record in found]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-class Here(Executor):
-    """An executor that runs what it is given at once."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-class Runs:
-    """Runs of arms, each made once: known from the journal, or made by an executor and kept."""
-
-    def __init__(self, settings: Settings, pool: Executor, progress: Progress | None) -> None:
-        self.settings, self.pool, self.progress = settings, pool, progress
-        self.journal = Journal(cache_directory() / "policy-study.jsonl")
-        self.files = fingerprint(settings.model)
-        made = {r["key"]: r for r in self.journal.records() if "key" in r}
-        self.asked = {key: Here().submit(made.get, key) for key in made}
-
-    def ask(self, name: str, rate: float, seed: int, tuning: bool = False) -> Future[Record]:
-        key = run_key(name, (rate, seed, tuning), self.settings, self.files)
-        if key not in self.asked:
-            said = TITLES[name] if name == UNTRAINED else f"{TITLES[name]}, rate {rate:g}"
-            about = {"key": key, "arm": name, "rate": rate, "seed": seed}
-            tell = partial(self.progress, f"{said}, seed {seed}") if self.progress else None
-            own = tell if isinstance(self.pool, Here) else None  # stays in its process
-            future = self.pool.submit(recorded, about, self.settings, tuning, own)
-            future.add_done_callback(partial(self.keep, None if own else tell))
-            self.asked[key] = future
-        return self.asked[key]
-
-    def keep(self, tell: Step | None, future: Future[Record]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self.journal.append(future.result())
-            if tell:
-                tell(self.settings.steps, self.settings.steps)
-
-
-def recorded(about: Record, settings: Settings, tuning: bool, tell: Step | None) -> Record:
-    """The run that a record is about, and what came of it."""
-    step = None if tell is None else lambda i, n, _: tell(i, n)
-    run = (about["arm"], about["rate"], about["seed"], settings)
-    return about | run_arm(*run, tuning=tuning, progress=step)
-
-
-def records_of_arm(name: str, runs: Runs, seeds: Sequence[int], tuning_seed: int) -> list[Record]:
-    """Tune its rate, then run it at the best and at the shared one."""
-
-    def made(part: str, *asked: tuple[float, int]) -> list[Record]:
-        futures = [runs.ask(name, *run, part == "tuning") for run in asked]
-        return [{**future.result(), "part": part} for future in futures]
-
-    if name == UNTRAINED:
-        return made("best", *((0.0, seed) for seed in seeds))
-    tuned = made("tuning", *((rate, tuning_seed) for rate in runs.settings.rates))
-    for _ in range(FURTHER):
-        if (beyond := beyond_the_end(tuned)) is None:
-            break
-        tuned += made("tuning", (beyond, tuning_seed))
-    found = sorted(tuned, key=itemgetter("rate"))
-    for rate, part in ((best_rate(tuned), "best"), (runs.settings.shared, "shared")):
-        found += made(part, *((rate, seed) for seed in seeds))
-    return found
-
-
-def best_rate(tuned: Sequence[Record]) -> float:
-    return float(max(tuned, key=lambda record: mean_pass(record, 1))["rate"])
-
-
-def beyond_the_end(tuned: Sequence[Record]) -> float | None:
-    """The rate to try next where the best one so far is the highest or lowest, else None."""
-    rates, best = [record["rate"] for record in tuned], best_rate(tuned)
-    if min(rates) < best < max(rates):
-        return None
-    return 2 * best if best == max(rates) else best / 2
-
-
-def run_key(name: str, run: tuple[float, int, bool], settings: Settings, files: str) -> str:
-    """A hash of what decides how a run (rate, seed, tuning) ends, apart from code and libraries."""
+def run_key(name: str, rate: float, seed: int, tuning: bool, settings: Settings, files: str) -> str:
+    """A hash of what decides how a run ends, apart from code and libraries."""
     same = [pair for pair in sorted(asdict(settings).items()) if pair[0] not in SIZES]
-    said = repr((ARMS[name][1:] if name in ARMS else name, run, same, files,
+    said = repr((ARMS[name][1:] if name in ARMS else name, (rate, seed, tuning), same, files,
                  torch.cuda.is_available()))  # fmt: skip
     return hashlib.blake2s(said.encode(), digest_size=8).hexdigest()
 
@@ -344,27 +247,6 @@ PARITY = "7B, mean of five benchmarks: process rewards alone 49.3, outcomes alon
 TENTH = "7B, mean of five benchmarks: 53.3 with outcomes for a tenth, 49.3 without, 48.3 outcomes"
 
 
-class Comparison(NamedTuple):
-    """An arm less another; more: the paper says that this is not below 0, else not above."""
-
-    arm: str
-    other: str
-    measure: str
-    says: str
-    more: bool = True
-    part: str = "best"
-
-    def gap(self, records: Sequence[Record]) -> Estimate:
-        both = (per_seed(records, arm, self.measure, self.part) for arm in (self.arm, self.other))
-        return paired_difference(*both)
-
-    def claim(self, task: str, records: Sequence[Record]) -> Claim:
-        at = ", both at one rate" if self.part == "shared" else ""
-        name = f"{self.measure}: {TITLES[self.arm]} - {TITLES[self.other]}{at}"
-        rule = Claim.at_least if self.more else Claim.at_most
-        return rule(f"Language model, {task}, {name}", self.says, self.gap(records), 0.0)
-
-
 COMPARISONS = {
     27: [
         Comparison("grpo", UNTRAINED, "pass@1", LEARNS),
@@ -393,13 +275,6 @@ COMPARISONS = {
 }  # fmt: skip
 
 
-def per_seed(records: Sequence[Record], arm: str, measure: str, part: str = "best") -> Float:
-    """(seeds,) a measure of an arm; the untrained policy is the same in both parts."""
-    part = "best" if arm == UNTRAINED else part
-    rows = [r for r in records if (r["arm"], r["part"]) == (arm, part)]
-    return np.array([MEASURES[measure](r) for r in sorted(rows, key=itemgetter("seed"))])
-
-
 def add_policy_study(
     report: Report, paper: int, rng: int, tasks: dict[str, Settings] | None = None,
     progress: Progress | None = None,
@@ -409,31 +284,23 @@ def add_policy_study(
     arms = (UNTRAINED, *OF_PAPER[paper])
     for task, settings in (TASKS if tasks is None else tasks).items():
         if set(arms) <= set(fitting(settings)):
-            records = study(rng, settings, progress, arms)
-            report.claims.extend(c.claim(task, records) for c in COMPARISONS[paper])
+            plan = plan_of(settings)
+            records = run_study(plan, rng, progress, arms)
+            about = f"Language model, {task}"
+            report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS[paper])
             for part in ("best", "shared"):
                 report.tables.append(results(part, task, settings, arms, records))
-            report.figures.append(tuning_figure(task, arms, records))
+            title = f"{about}: spared problems right by learning rate"
+            report.figures.append(tuning_figure(title, plan, arms, records, "pass@1", "grpo"))
     report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
 
 
 def results(
     part: str, task: str, settings: Settings, arms: Sequence[str], records: Sequence[Record]
 ) -> ReportTable:
-    less = ["pass@1 less GRPO's", "pass@8 less GRPO's"]
-    columns = ["method", "rate", "steps a batch", *MEASURES, *less]
-    rows: list[list[Cell]] = []
-    for arm in arms:
-        known = list(MEASURES)[: 2 if arm == UNTRAINED else None]
-        rates = {r["rate"] for r in records if (r["arm"], r["part"]) == (arm, part)} - {0.0}
-        steps = None if arm == UNTRAINED else method_of(arm).options.get("num_iterations", 1)
-        rows.append([
-            TITLES[arm], *(rates or {None}), steps,
-            *(mean_interval(per_seed(records, arm, m, part)) if m in known else None
-              for m in MEASURES),
-            *(None if arm == "grpo" else Comparison(arm, "grpo", m, "", part=part).gap(records)
-              for m in ("pass@1", "pass@8")),
-        ])  # fmt: skip
+    steps: dict[str, Cell] = {
+        arm: method_of(arm).options.get("num_iterations", 1) for arm in arms if arm in ARMS
+    }
     at = "each at its best rate" if part == "best" else "all at one rate"
     size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     note = (
@@ -441,44 +308,20 @@ def results(
         f"seeds. Steps: of the optimizer; at one rate, two go further. Silent groups have no "
         f"advantage; entropy and length: of the last {LAST} batches."
     )
-    tuning = [[r for r in records if (r["arm"], r["part"]) == (a, "tuning")] for a in arms]
-    edge = [TITLES[tuned[0]["arm"]] for tuned in tuning if tuned and beyond_the_end(tuned)]
-    if part == "best" and edge:
-        note += f" The best of all rates tried was the last one: {', '.join(edge)}."
-    return ReportTable(f"Language model, {task}, after {size}, {at}", columns, rows, note)
-
-
-def tuning_figure(task: str, arms: Sequence[str], records: Sequence[Record]) -> Figure:
-    lines = []
-    for arm in arms[1:]:
-        tuned = [r for r in records if (r["arm"], r["part"]) == (arm, "tuning")]
-        rates, right = [r["rate"] for r in tuned], [mean_pass(r, 1) for r in tuned]
-        lines.append(Series(TITLES[arm], rates, right, baseline=arm == "grpo"))
-    title = f"Language model, {task}: spared problems right by learning rate"
-    return Figure("line", title, "rate", "pass@1", lines, log_x=True)
-
-
-# ── on the command line ─────────────────────────────────────────────────────────────────────────
+    return study_table(
+        f"Language model, {task}, after {size}, {at}", plan_of(settings), arms, records, part=part,
+        against="grpo", less=("pass@1", "pass@8"), note=note, more={"steps a batch": steps},
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Run what the journal lacks of the study.")
-    parser.add_argument("--arms", help="names with commas between; all of them if not given")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=Settings().seeds, help="how many")
-    parser.add_argument("--rng", type=int, default=0, help="decides which seeds")
-    parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread")
-    given = parser.parse_args(arguments)
+    """The command line of the study."""
 
-    def tell(said: str, done: int, total: int) -> None:
-        if done == total:
-            print(said, file=sys.stderr, flush=True)
+    def plan(task: str, seeds: int | None) -> StudyPlan:
+        settings = TASKS[task]
+        return plan_of(replace(settings, seeds=settings.seeds if seeds is None else seeds))
 
-    for task in given.tasks:
-        settings = replace(TASKS[task], seeds=given.seeds)
-        asked = fitting(settings) if given.arms is None else given.arms.split(",")
-        arms = [arm for arm in asked if arm not in ARMS or arm in fitting(settings)]
-        study(given.rng, settings, tell, arms, given.workers)
+    study_command({task: partial(plan, task) for task in TASKS}, arguments)
 
 
 if __name__ == "__main__":
