@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from scoredraw.metrics import proportion_interval  # noqa: E402
 from scoredraw.papers import small_policy as sp  # noqa: E402
+from scoredraw.rl.policy_training import open_policy  # noqa: E402
 
 pytestmark = pytest.mark.contract
 
@@ -208,3 +209,16 @@ def test_score_lines(steps: list[str], scores: list[float | None]) -> None:
 def test_score_lines_of_a_batch() -> None:
     found = sp.score_lines(["?", "?"], [["1+1=2"], ["1+1=3", "#3"]], answer=["2", "2"])
     assert found == [[1.0], [-1.0, 1.0]]
+
+
+def test_further_training_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path))
+    rows = [{"prompt": f"{i}?\n", "target": "#yes"} for i in range(8)]
+    folder = sp.fine_tuned(rows, steps=12, batch=8, learning_rate=3e-3)
+    assert list(tmp_path.iterdir()) == [folder]
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert sp.fine_tuned(rows, steps=12, batch=8, learning_rate=3e-3) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    net, tokenizer = open_policy(str(folder))
+    assert set(sp.sample_answers(net, tokenizer, ["3?\n", "5?\n"], do_sample=False)) == {"#yes"}
+    assert sp.fine_tuned(rows, steps=1, batch=8) != folder

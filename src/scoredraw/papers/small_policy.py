@@ -18,11 +18,14 @@ ship in `data/small-policy`; `python -m scoredraw.papers.small_policy DIRECTORY`
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ import torch
 from torch import Tensor
 
 from scoredraw.errors import import_extra
-from scoredraw.papers.training import rate
+from scoredraw.papers.sentence_embeddings import cache_directory
+from scoredraw.papers.training import one_thread, rate
 
 FOLDER = Path(__file__).parents[1] / "data" / "small-policy"
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -276,19 +280,54 @@ def train(
     return history
 
 
+def fine_tuned(
+    data: Sequence[Problem], *, steps: int = 300, batch: int = 64, learning_rate: float = 5e-4,
+    seed: int = 0,
+) -> Path:  # fmt: skip
+    """The folder of the policy that ships after SFT on further prompts and targets, in float32.
+
+    Made once and kept in the cache: the same data and settings find it there. About a third of a
+    second a step of 64 texts of 100 letters, on one core.
+    """
+    weights = (FOLDER / "model.safetensors").read_bytes()
+    asked = json.dumps([list(data), steps, batch, learning_rate, seed]).encode()
+    key = hashlib.blake2s(weights + asked, digest_size=8).hexdigest()
+    folder = cache_directory() / f"small-policy-{key}"
+    if not (folder / "config.json").is_file():
+        net, tokenizer = small_policy()
+        optimizer = torch.optim.AdamW(net.parameters(), learning_rate)
+        net.train()
+        with one_thread():
+            for step, (ids, labels) in enumerate(_batches(tokenizer, data, steps, seed, batch)):
+                optimizer.param_groups[0]["lr"] = rate(learning_rate, step, steps)
+                seen = ids != tokenizer.pad_token_id
+                optimizer.zero_grad()
+                net(input_ids=ids, attention_mask=seen, labels=labels).loss.backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / "model"
+            net.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            with suppress(OSError):  # another process was faster, and made the same
+                made.rename(folder)
+    return folder
+
+
 def _batches(
-    tokenizer: Any, data: Sequence[Problem], steps: int, seed: int
+    tokenizer: Any, data: Sequence[Problem], steps: int, seed: int, batch: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """ids (B, L) padded on the right, and labels: the target and the end, -100 elsewhere."""
     rng = np.random.default_rng(seed)
     prompts = tokenizer([p["prompt"] for p in data])["input_ids"]
     targets = tokenizer([p["target"] for p in data])["input_ids"]
     for _ in range(steps):
-        rows = rng.integers(0, len(data), BATCH)
+        rows = rng.integers(0, len(data), batch)
         texts = [prompts[i] + targets[i] + [tokenizer.eos_token_id] for i in rows]
         L = max(map(len, texts))
-        ids = np.full((BATCH, L), tokenizer.pad_token_id)
-        labels = np.full((BATCH, L), -100)
+        ids = np.full((batch, L), tokenizer.pad_token_id)
+        labels = np.full((batch, L), -100)
         for j, (i, text) in enumerate(zip(rows, texts, strict=True)):
             ids[j, : len(text)] = text
             labels[j, len(prompts[i]) : len(text)] = text[len(prompts[i]) :]
