@@ -57,7 +57,7 @@ def credit(
 
 
 def test_all_are_in_the_catalogue() -> None:
-    assert len(NAMES) == len(set(NAMES)) == 15
+    assert len(NAMES) == len(set(NAMES)) == 17
     functions = {registry.method("policies", name).function for name in NAMES}
     assert functions == {f"scoredraw.rl.policy_methods:{name.replace('-', '_')}" for name in NAMES}
 
@@ -162,6 +162,20 @@ def test_winning_by_a_margin(tokenizer: Any) -> None:
     assert won.abs().max() == 0.5
 
 
+def test_relevance_from_an_encoder(tiny_model: str) -> None:
+    method = made("r3", encoder=tiny_model, max_new_tokens=100)
+    assert method.rewards is not None
+    (reward,) = method.rewards(lambda **_: [None])
+    asked = {"prompts": ["a b?"] * 2, "completions": ["a b", ""], "qtype": ["OPENENDED"] * 2}
+    found = reward(**asked, reference=[None, None])
+    assert found[0] is not None
+    assert found[1] == 0.0
+    nowhere = made("r3", encoder="no/where").rewards
+    assert nowhere is not None
+    with pytest.raises(InputError, match="encoder: cannot load 'no/where': "):
+        nowhere(lambda **_: [None])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"^options: got nope, want some of [^\n]+$"):
@@ -194,6 +208,9 @@ def test_an_unknown_option_is_refused(name: str) -> None:
         ("score", {"attempts": "2"}, "attempts: got '2', want such as 2"),
         ("win-rate", {"margin": -1}, "margin: got -1, want 0 or more"),
         ("win-rate", {"clamp": "5"}, "clamp: got '5', want such as 5.0"),
+        ("r3", {"off": "nothing"}, "off: got nothing, want some of"),
+        ("chi2-penalty", {"kind": "odd"}, "kind: got 'odd'"),
+        ("chi2-penalty", {"coef": "1"}, "coef: got '1', want such as 0.05"),
         ("portool", {"gamma": "1"}, "gamma: got '1', want such as 0.95"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scoredraw.errors import InputError
+from scoredraw.rl.policy_methods import chi2_penalty
 from scoredraw.rl.policy_training import (
     AnswerReward,
     PolicyMethod,
@@ -112,6 +113,16 @@ def test_trls_own_grpo_and_another_trainer(tmp_path: Path, train: Callable[..., 
     doubled = PolicyMethod(rewards=lambda reward: [reward, reward])
     run = train(tmp_path / "two", method=doubled, steps=1)
     assert run.log[0]["reward"] == 2 * own.log[0]["reward"]
+
+
+def test_a_penalty_for_leaving_where_it_began(tmp_path: Path, train: Callable[..., Any]) -> None:
+    run = train(tmp_path / "run", method=chi2_penalty(kind="kl", coef=1.0), steps=3)
+    paid = [row["rewards/kl_penalty/mean"] for row in run.log]
+    assert paid[0] == pytest.approx(0.0, abs=1e-5)
+    assert abs(paid[2]) > 1e-3
+    for row in run.log:
+        both = row["rewards/vowels/mean"] + row["rewards/kl_penalty/mean"]
+        assert row["reward"] == pytest.approx(both, abs=1e-5)
 
 
 def test_a_reward_that_raises(tmp_path: Path, train: Callable[..., Any]) -> None:

@@ -9,6 +9,7 @@ than the option's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import wraps
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scoredraw import registry
 from scoredraw.errors import require
 from scoredraw.rl.policy_training import PolicyMethod
-from scoredraw.rl.reward_functions import load_reward
+from scoredraw.rl.reward_functions import RewardFunction, load_reward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,6 +182,38 @@ def rlcr(**options: Any) -> PolicyMethod:
 
     reward = RLCRReward(**options)
     return PolicyMethod(options={"scale_rewards": "none"}, rewards=lambda _: [reward])
+
+
+@checked("scoredraw.rl.relevance_reward:R3Reward")
+def r3(encoder: str = "facebook/contriever", **options: Any) -> PolicyMethod:
+    """Relevance, length and no repetition, without a reward model; options of `R3Reward`.
+
+    Reads the columns qtype and reference; the run's reward is not used. encoder: a model of
+    transformers, by name or folder, whose last states are averaged.
+    """
+    from scoredraw.rl.relevance_reward import MeanPooledEncoder, R3Reward
+
+    R3Reward(list, **options)  # refuses bad options now
+    return PolicyMethod(
+        rewards=lambda _: [R3Reward(MeanPooledEncoder.from_pretrained(encoder), **options)]
+    )
+
+
+@checked("scoredraw.rl.occupancy:SequencePenaltyReward")
+def chi2_penalty(coef: float = 0.05, **options: Any) -> PolicyMethod:
+    """Less √χ² to the policy as it came, against hacked rewards; of `SequencePenaltyReward`.
+
+    coef: of the penalty. kind: "chi2", "kl" and others, too.
+    """
+    from scoredraw.rl.occupancy import SequencePenaltyReward
+
+    SequencePenaltyReward(None, None, None, coef=coef, **options)  # refuses bad options now
+
+    def penalty(net: Any, tokenizer: Any) -> RewardFunction:
+        reference = deepcopy(net).requires_grad_(False)
+        return SequencePenaltyReward(net, reference, tokenizer, coef=coef, **options)
+
+    return PolicyMethod(penalty=penalty)
 
 
 @checked("scoredraw.rl.self_correction_trainer:SCoReTrainer")

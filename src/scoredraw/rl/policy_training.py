@@ -51,13 +51,15 @@ class PolicyMethod:
 
     advantage: makes what `AdvantageGRPOTrainer` takes out of the tokenizer, None for TRL's own;
     options: of GRPOConfig; rewards: makes the reward functions of the run out of the user's;
-    trainer: "module:class" of another trainer; trainer_options: what it takes besides, from the
-    number of optimizer steps.
+    penalty: makes one that is added to them out of the policy and its tokenizer; trainer:
+    "module:class" of another trainer; trainer_options: what it takes besides, from the number of
+    optimizer steps.
     """
 
     advantage: Callable[[Any], Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     rewards: Callable[[RewardFunction], Sequence[RewardFunction]] | None = None
+    penalty: Callable[[Any, Any], RewardFunction] | None = None
     trainer: str = "scoredraw.rl.trainer:AdvantageGRPOTrainer"
     trainer_options: Callable[[int], Mapping[str, Any]] | None = None
 
@@ -347,6 +349,7 @@ def _trainer(
     if method.advantage is not None:
         options["advantage_fn"] = method.advantage(tokenizer)
     rewards = [reward] if method.rewards is None else list(method.rewards(reward))
+    rewards += [method.penalty(net, tokenizer)] if method.penalty else []
     trainer = kind(
         model=net, reward_funcs=rewards, args=config, train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer, callbacks=[Live()], **options,

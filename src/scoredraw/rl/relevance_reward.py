@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 
-from scoredraw.errors import require
+from scoredraw.errors import InputError, require
 from scoredraw.models import until_stop
 from scoredraw.rl.reward_functions import completion_text
 
@@ -310,10 +310,15 @@ class MeanPooledEncoder:
     def from_pretrained(
         cls, name: str = "facebook/contriever", **options: Any
     ) -> MeanPooledEncoder:
-        """Load model and tokenizer by name or from a folder."""
+        """Load model and tokenizer by name or from a folder; InputError where they can't be."""
         from transformers import AutoModel, AutoTokenizer
 
-        return cls(AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name), **options)
+        try:
+            model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            why = (str(error).strip() or "no reason given").splitlines()[0]
+            raise InputError(f"encoder: cannot load {name!r}: {why[:200]}") from None
+        return cls(model, tokenizer, **options)
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         import torch
