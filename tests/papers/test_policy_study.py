@@ -104,7 +104,8 @@ def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps
 
 
 def test_problems_do_not_overlap(settings: ps.Settings) -> None:
-    mix = replace(ps.TASKS["mix"], spared=20, tested=30)
+    families = ("chain_sum", "simple_equations", "gcd", "count_bits")
+    mix = ps.Settings(families, spared=20, tested=30)
     taught, spared, tested = ps.study_problems(mix)
     assert [len(part) for part in (taught, spared, tested)] == [4 * 180, 4 * 20, 4 * 30]
     texts = [row["prompt"] for row in taught + spared + tested]

@@ -1,13 +1,11 @@
 """Ways to credit sampled answers, compared by training a language model on real problems.
 
 The small policy that ships is trained from rewards by each method with equally many samples, on
-sums that are worked out a line at a time (right for six of ten samples before any training) and on
-a mix with harder problems. Each method has its own learning rate, the best of a small grid by the
-mean reward on spared training problems with a seed of its own (and of a rate or two beyond it,
-where the best is at an end); then other seeds train at that rate, and at one rate for all. What is
-reported is measured on test problems, paired by seed: runs of one seed see the same problems in the
-same order. Methods whose clip has bounds of their own take two optimizer steps a batch, as clips
-only act on the second; so GRPO with two is among the methods.
+sums that are worked out a line at a time (right for six of ten samples before any training). Each
+method has its own learning rate, tuned by the mean reward on spared training problems, and runs at
+one rate for all, too (`studies`). What is reported is measured on test problems. Methods whose clip
+has bounds of their own take two optimizer steps a batch, as clips only act on the second; so GRPO
+with two is among the methods.
 
 The journal of finished runs lies in the cache: what has other settings, weights or problems is new.
 Changed code is not noticed; after that delete the journal. `python -m
@@ -98,10 +96,7 @@ class Settings:
 
 
 SIZES = ("rates", "shared", "seeds")  # these say which runs there are, not what a run does
-TASKS = {
-    "sums": Settings(),
-    "mix": Settings(("chain_sum", "simple_equations", "gcd", "count_bits"), spared=25),
-}
+TASKS = {"sums": Settings()}
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
