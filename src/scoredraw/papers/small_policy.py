@@ -286,8 +286,8 @@ def fine_tuned(
 ) -> Path:  # fmt: skip
     """The folder of the policy that ships after SFT on further prompts and targets, in float32.
 
-    Made once and kept in the cache: the same data and settings find it there. About a third of a
-    second a step of 64 texts of 100 letters, on one core.
+    Made once and kept in the cache: the same data and settings find it there. Half a second a step
+    of 64 texts of 100 letters, on an idle core.
     """
     weights = (FOLDER / "model.safetensors").read_bytes()
     asked = json.dumps([list(data), steps, batch, learning_rate, seed]).encode()

@@ -176,7 +176,8 @@ def pure(
 def rlcr(**options: Any) -> PolicyMethod:
     """Correctness and a proper score of the stated confidence; options of `RLCRReward`.
 
-    Reads the column answer by its own verifier ("exact", "math"); the run's reward is not used.
+    Reads the column answer by its own verifier ("exact", words only: 1.2 is 12 to it; "math", for
+    numbers); the run's reward is not used.
     """
     from scoredraw.rl.calibrated_reward import RLCRReward
 

@@ -58,8 +58,9 @@ class Tool:
     function: "module:function" or "/path/to/file.py:function"; parameters: name -> JSON type;
     optional: parameters that may be left out; bound: arguments that the model never sees.
 
-    >>> Tool("add", "operator:add", {"a": "number"}).schema["function"]["parameters"]["required"]
-    ['a']
+    >>> mean = Tool("mean", "statistics:mean", {"data": "array"})
+    >>> mean.schema["function"]["parameters"]["required"]
+    ['data']
     """
 
     name: str

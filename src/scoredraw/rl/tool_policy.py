@@ -80,7 +80,7 @@ class OutcomeReward:
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
-    ) -> list[float]:
+    ) -> list[float | None]:
         """The outcome of each row, of what `ToolTreeRollout` read or of the last answer there."""
         require(self.column in columns, "column", repr(self.column), "a column of the data set")
         said = columns.get("said")
