@@ -18,7 +18,7 @@ from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import policy_study as ps  # noqa: E402
 from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
-from scoredraw.papers.studies import Record, run_study  # noqa: E402
+from scoredraw.papers.studies import Comparison, Record, run_key, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 
 
@@ -195,7 +195,7 @@ def test_keys_know_the_weights_and_the_options(
     settings: ps.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(name: str = "pure", files: str = "a", tuning: bool = False) -> str:
-        return ps.run_key(name, 1e-3, 0, tuning, settings, files)
+        return run_key(name, 1e-3, 0, tuning, arms=ps.OPTIONS, settings=settings, files=files)
 
     keys = {
         key(),
@@ -207,9 +207,9 @@ def test_keys_know_the_weights_and_the_options(
     }
     assert len(keys) == 6
     before = key()
-    monkeypatch.setitem(ps.ARMS, "pure", ps.ARMS["pure"]._replace(options={"temperature": 1.0}))
+    monkeypatch.setitem(ps.OPTIONS, "pure", ("pure", {"temperature": 1.0}, True))
     assert key() != before
-    assert ps.fingerprint(settings.model) != ps.fingerprint("embedded")
+    assert ps.files_of(settings.model) != ps.files_of("embedded")
 
 
 @pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 14, 2), (29, 4, 2), (48, 6, 1)])
@@ -245,6 +245,20 @@ def test_reports(
     assert steps == {ps.TITLES[arm]: 1 + (ps.TITLES[arm] in twice) for arm in arms} | {
         "untrained": None
     }
+
+
+def test_equal_counts_decide_nothing() -> None:
+    same = Comparison("grpo", "ngrpo", "pass@1", "?")
+    records: list[Record] = [
+        {"arm": arm, "part": "best", "seed": seed, "rate": 1e-3, "passed": {"a": {"1": 0.5 + seed}}}
+        for arm in ("grpo", "ngrpo") for seed in range(3)
+    ]  # fmt: skip
+    plan = ps.plan_of(ps.Settings())
+    assert same.claim("here", plan, records).verdict == "undecided"
+    records[0]["passed"]["a"]["1"] += 0.01
+    records[1]["passed"]["a"]["1"] += 0.01
+    records[2]["passed"]["a"]["1"] += 0.0101
+    assert same.claim("here", plan, records).verdict == "holds"
 
 
 def test_refusals(settings: ps.Settings) -> None:

@@ -14,11 +14,10 @@ scoredraw.papers.policy_study --arms grpo,ngrpo --workers 2` runs some of it.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -36,6 +35,8 @@ from scoredraw.papers.studies import (
     Record,
     Step,
     StudyPlan,
+    fingerprint,
+    run_key,
     run_study,
     study_command,
     study_table,
@@ -69,6 +70,7 @@ ARMS = {name: Arm(title, name, {}) for name, title in PLAIN.items()} | {
     "pure_outcome": Arm("PURE, softmin of lines + outcome", "pure", {}, True),
     "pure_sum": Arm("PURE, sum of lines", "pure", {"outcome": False, "credit": "sum"}, True),
 }
+OPTIONS = {name: arm[1:] for name, arm in ARMS.items()}
 TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items()}}
 
 
@@ -95,7 +97,6 @@ class Settings:
     seeds: int = 3
 
 
-SIZES = ("rates", "shared", "seeds")  # these say which runs there are, not what a run does
 TASKS = {"sums": Settings()}
 
 
@@ -194,25 +195,15 @@ def plan_of(settings: Settings) -> StudyPlan:
         titles={name: TITLES[name] for name in fitting(settings)}, fixed=(UNTRAINED,),
         rates=settings.rates, shared=settings.shared, seeds=settings.seeds,
         run=partial(run_arm, settings=settings),
-        key=partial(run_key, settings=settings, files=fingerprint(settings.model)),
+        key=partial(run_key, arms=OPTIONS, settings=settings, files=files_of(settings.model)),
         quality=partial(mean_pass, k=1), journal=cache_directory() / "policy-study.jsonl",
         steps=settings.steps, measures=MEASURES,
     )  # fmt: skip
 
 
-def run_key(name: str, rate: float, seed: int, tuning: bool, settings: Settings, files: str) -> str:
-    """A hash of what decides how a run ends, apart from code and libraries."""
-    same = [pair for pair in sorted(asdict(settings).items()) if pair[0] not in SIZES]
-    said = repr((ARMS[name][1:] if name in ARMS else name, (rate, seed, tuning), same, files,
-                 torch.cuda.is_available()))  # fmt: skip
-    return hashlib.blake2s(said.encode(), digest_size=8).hexdigest()
-
-
-def fingerprint(model: str) -> str:
-    """Of the files of a policy and of the problems."""
-    folders = {FOLDER, FOLDER if model == EMBEDDED else Path(model)}
-    files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
-    return hashlib.blake2s(b"".join(path.read_bytes() for path in files)).hexdigest()
+def files_of(model: str) -> str:
+    """What tells the files of a policy and of the problems."""
+    return fingerprint(FOLDER, FOLDER if model == EMBEDDED else Path(model))
 
 
 def mean_pass(record: Record, k: int) -> float:
@@ -311,12 +302,7 @@ def results(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the study."""
-
-    def plan(task: str, seeds: int | None) -> StudyPlan:
-        settings = TASKS[task]
-        return plan_of(replace(settings, seeds=settings.seeds if seeds is None else seeds))
-
-    study_command({task: partial(plan, task) for task in TASKS}, arguments)
+    study_command(plan_of, TASKS, arguments)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ What is reported is paired by seed: runs of one seed see the same data in the sa
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from operator import itemgetter
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scoredraw.errors import require
@@ -178,6 +180,30 @@ def _records_of_arm(name: str, runs: Runs, rng: int) -> list[Record]:
     return found
 
 
+SIZES = ("rates", "shared", "seeds")  # these say which runs there are, not what a run does
+
+
+def run_key(
+    name: str, rate: float, seed: int, tuning: bool, *, arms: Mapping[str, Any], settings: Any,
+    files: str,
+) -> str:  # fmt: skip
+    """A hash of what decides how a run ends, apart from code and libraries.
+
+    arms: what an arm does, by name; one without is its name. settings: a dataclass, of which SIZES
+    do not count. files: `fingerprint` of what the run starts from.
+    """
+    same = [pair for pair in sorted(asdict(settings).items()) if pair[0] not in SIZES]
+    said = repr((arms.get(name, name), (rate, seed, tuning), same, files,
+                 torch.cuda.is_available()))  # fmt: skip
+    return hashlib.blake2s(said.encode(), digest_size=8).hexdigest()
+
+
+def fingerprint(*folders: Path) -> str:
+    """Of the files in folders, without those in folders there."""
+    files = sorted(path for folder in set(folders) for path in folder.iterdir() if path.is_file())
+    return hashlib.blake2s(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 # ── reports ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -215,7 +241,10 @@ class Comparison(NamedTuple):
         at = ", both at one rate" if self.part == "shared" else ""
         name = f"{self.measure}: {plan.titles[self.arm]} - {plan.titles[self.other]}{at}"
         rule = Claim.at_least if self.more else Claim.at_most
-        return rule(f"{about}, {name}", self.says, self.gap(plan, records), 0.0)
+        gap = self.gap(plan, records)
+        claim = rule(f"{about}, {name}", self.says, gap, 0.0)
+        # the same counts for every seed are a coincidence, which says nothing of the sign
+        return replace(claim, verdict="undecided") if gap.low == gap.high == 0 else claim
 
 
 def study_table(
@@ -274,15 +303,17 @@ def tuning_figure(
 
 
 def study_command(
-    plans: dict[str, Callable[[int | None], StudyPlan]], arguments: Sequence[str] | None = None
-) -> None:
+    plan_of: Callable[[Any], StudyPlan], tasks: Mapping[str, Any],
+    arguments: Sequence[str] | None = None,
+) -> None:  # fmt: skip
     """`python -m ... --tasks --arms --seeds --workers`: run what the journals lack.
 
-    plans: by the task's name, made from a number of seeds (None: as usual).
+    tasks: settings by the task's name, dataclasses with the number of seeds, of which `plan_of`
+    makes a study.
     """
     parser = argparse.ArgumentParser(description="Run what the journal lacks of the study.")
     parser.add_argument("--arms", help="names with commas between; all of them if not given")
-    parser.add_argument("--tasks", nargs="+", choices=plans, default=list(plans))
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=list(tasks))
     parser.add_argument("--seeds", type=int, help="how many")
     parser.add_argument("--rng", type=int, default=0, help="decides which seeds")
     parser.add_argument("--workers", type=int, default=1, help="processes, each of one thread")
@@ -292,7 +323,8 @@ def study_command(
         if done == total:
             print(said, file=sys.stderr, flush=True)
 
-    made = {task: plans[task](given.seeds) for task in given.tasks}
+    more = {} if given.seeds is None else {"seeds": given.seeds}
+    made = {task: plan_of(replace(tasks[task], **more)) for task in given.tasks}
     asked = None if given.arms is None else given.arms.split(",")
     known = {arm for plan in made.values() for arm in plan.titles}
     for plan in made.values():
