@@ -14,12 +14,9 @@ Kim and Seo, "Rethinking the role of proxy rewards in language model alignment",
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoredraw.answers import expected_maximum
-from scoredraw.errors import InputError, MissingExtraError, require
+from scoredraw.errors import MissingExtraError
 from scoredraw.metrics import Estimate, bootstrap_interval, mean_interval, paired_difference
+from scoredraw.papers.answered_questions import (
+    VARIABLE,
+    Items,
+    instructions,
+    school_problems,
+    stored,
+)
 from scoredraw.papers.sentence_embeddings import model_folder
 from scoredraw.reports import Cell, Claim, Figure, Report, ReportTable, Series
 from scoredraw.rl.relevance_reward import (
@@ -43,8 +47,6 @@ from scoredraw.samples import read_samples
 
 Float = NDArray[np.float64]
 
-VARIABLE = "SCOREDRAW_ALPACAFARM"
-ALPACA, SCHOOL = "AlpacaFarm", "grade school problems"
 WORDS, DENSE = "TF-IDF", "sentence encoder"
 NAMES = {  # rewards without branches
     "relevance": "relevance", "LI": "length", "LI_RP": "length · repetition",
@@ -69,25 +71,9 @@ PLANS = {
     "smoke": Plan(1, 200, 60, 10),
     "quick": Plan(3, 2000),
     "full": Plan(30, 10_000, dense=200),
-    "study": Plan(300, 100_000, dense=10_000),
 }
+PLANS["study"] = PLANS["full"]  # and a language model
 DENSE_DRAWS = 2
-
-
-@dataclass(frozen=True)
-class Items:
-    """Questions, their answers, and which have one exact answer."""
-
-    name: str
-    questions: list[str]
-    answers: list[str]
-    exact: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def head(self, n: int) -> Items:
-        return Items(self.name, self.questions[:n], self.answers[:n], self.exact[:n])
 
 
 def run(scale: str = "quick", rng: int = 0) -> Report:
@@ -107,6 +93,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
     if plan.dense:
         add_dense(report, sets, plan, rng)
     add_selection(report, plan)
+    if scale == "study":
+        from scoredraw.papers.relevance_study import add_relevance_study
+
+        add_relevance_study(report, rng)
     report.notes.append(
         "The paper's own figures (7B models trained by PPO, judged by GPT-4: 85.1 % of answers "
         "relevant, 83.1 % by the best preference model) are quoted, not measured, and Contriever "
@@ -117,30 +107,6 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
 
 
 # ── data and the retriever ──────────────────────────────────────────────────────────────────────
-
-
-def stored(name: str) -> list[dict[str, Any]]:
-    """The rows of one of the package's files."""
-    path = resources.files("scoredraw").joinpath("data", name)
-    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
-
-
-def school_problems() -> Items:
-    rows = stored("gsm8k-preferences.jsonl.gz")
-    questions, answers = ([row[key] for row in rows] for key in ("prompt", "chosen"))
-    return Items(SCHOOL, questions, answers, np.ones(len(rows), np.bool_))
-
-
-def instructions(path: Path) -> Items:
-    """AlpacaFarm's; InputError for another file."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        columns = [[str(row[key]) for row in rows] for key in ("input", "output", "qtype")]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{VARIABLE}: {path} cannot be read: {error!r}") from error
-    require(len(rows) >= 8, VARIABLE, f"{len(rows)} items", "8 or more")
-    questions, answers, kinds = columns
-    return Items(ALPACA, questions, answers, np.array(kinds) == CONSTRAINED)
 
 
 def by_words(texts: Sequence[str]) -> Any:

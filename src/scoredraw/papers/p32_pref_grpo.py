@@ -59,8 +59,8 @@ PLANS = {
     "smoke": Plan(2, 12, 8),
     "quick": Plan(8, 400, 50),
     "full": Plan(64, 400, 100),
-    "study": Plan(256, 1000, 400),
 }
+PLANS["study"] = PLANS["full"]  # and a language model
 
 
 def run(scale: str = "quick", rng: int = 0) -> Report:
@@ -71,6 +71,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         add_hacking(report, plan, rng)
         add_scores(report)
         add_calls(report, plan, rng)
+    if scale == "study":
+        from scoredraw.papers.win_rate_study import add_win_rate_study
+
+        add_win_rate_study(report, rng)
     report.notes.append(
         "The paper's own figures (FLUX.1-dev, UniGenBench +5.8 points over training on scores) "
         "take 64 GPUs and a judge of pictures: quoted, not measured. `rl.prompt_tests` scores such "

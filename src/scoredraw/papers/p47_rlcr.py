@@ -5,7 +5,8 @@ purpose. *Digits half hidden* (`digit_confidence`): a policy that answers and st
 trained with accuracy alone (RLVR), with RLCR and with other scores, from a start that is too sure
 of itself, a better one and a random one; rivals get their confidence after the fact. *Test time*:
 confidences as votes, and averaged. *Released evaluations*: the published metrics of three sets are
-computed again from every question.
+computed again from every question. *Study*: the rewards train a language model besides
+(`confidence_study`).
 
 Damani et al., "Beyond binary rewards: training LMs to reason about their uncertainty", 2025, arXiv
 2507.16806.
@@ -100,8 +101,8 @@ PLANS = {
     "smoke": Plan(2, 15, 20, 1, 4),
     "quick": Plan(5, 500, 800),
     "full": Plan(16, 500, 800),
-    "study": Plan(64, 2000, 3200, 4, 32),
 }
+PLANS["study"] = PLANS["full"]  # and a language model
 
 
 def run(scale: str = "quick", rng: int = 0) -> Report:
@@ -113,6 +114,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         warnings.filterwarnings("ignore", message="auroc")  # Brier alone may get none right
         add_digits(report, plan, rng)
     add_released(report)
+    if scale == "study":
+        from scoredraw.papers.confidence_study import add_confidence_study
+
+        add_confidence_study(report, rng)
     return report
 
 

@@ -107,12 +107,12 @@ PLANS = {
     "smoke": Plan(24, alphas=(10.0,), every=50),
     "quick": Plan(192, tuning=48),
     "full": Plan(1024, tuning=128, alphas=(0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0)),
-    "study": Plan(16_384, tuning=4096, alphas=(0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0)),
 }
+PLANS["study"] = PLANS["full"]  # and a language model
 
 
 def run(scale: str = "quick", rng: int = 0) -> Report:
-    """Train every arm, compare, tune their steps, and vary α."""
+    """Train every arm, compare, tune their steps, and vary α; a language model at scale "study"."""
     started = time.perf_counter()
     plan = PLANS[scale]
     report = Report(paper=61, scale=scale, seed=rng, title="Self-correction by reinforcement")
@@ -123,6 +123,10 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
     add_alphas(report, plan, rng)
     if plan.tuning:
         add_tuned(report, plan, runs, rng)
+    if scale == "study":
+        from scoredraw.papers.correction_study import add_correction_study
+
+        add_correction_study(report, rng)
     report.notes.extend(NOTES)
     return replace(report, seconds=time.perf_counter() - started)
 

@@ -1,0 +1,328 @@
+"""What a language model becomes when relevance, length or both are its reward.
+
+The small policy is taught English, of a kind, on instructions and the beginnings of their answers,
+and trained on other ones by R³ and by what it is made of: relevance alone, length, length without
+repetition. The instructions are the short ones of $SCOREDRAW_ALPACAFARM (`answered_questions`). The
+retriever is the cosine of TF-IDF, of runs of three and four letters: a policy that spells letter by
+letter misspells words. An answer has 80 letters at most, so that not much length is to be had.
+
+There is no truth to tune by, so each rate is chosen by what a user sees: the arm's own reward, on
+spared instructions. What is reported is measured on others again.
+
+`SCOREDRAW_ALPACAFARM=... python -m scoredraw.papers.relevance_study --workers 2` runs what the
+journal lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from functools import cache, partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scoredraw.errors import require
+from scoredraw.metrics import mean_interval
+from scoredraw.papers.answered_questions import VARIABLE, instructions
+from scoredraw.papers.sentence_embeddings import cache_directory
+from scoredraw.papers.small_policy import FOLDER, LETTERS, Problem, fine_tuned, sample_answers
+from scoredraw.papers.studies import (
+    Comparison,
+    Progress,
+    Record,
+    Step,
+    StudyPlan,
+    fingerprint,
+    per_seed,
+    run_key,
+    run_study,
+    study_command,
+    study_table,
+    tuning_figure,
+)
+from scoredraw.papers.training import one_thread
+from scoredraw.reports import Claim, Report, ReportTable
+from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, train_policy
+from scoredraw.rl.relevance_reward import ABLATIONS, CONSTRAINED, OPEN, R3Reward
+
+UNTRAINED = "untrained"
+ARMS = {  # of `ABLATIONS`
+    "R3": "R³", "relevance": "relevance alone", "LI": "length alone",
+    "LI_RP": "length · repetition",
+}  # fmt: skip
+TITLES = {UNTRAINED: "untrained", **ARMS}
+SPLIT = 0  # the seed that deals instructions out
+SFT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every run shares, and the sizes of the study.
+
+    data: the file of instructions. model: a folder, or "embedded", the policy that ships after
+    `sft_steps` of SFT. asked, shown: letters of an instruction, and of an answer that is taught.
+    most_words: where F, the line of exact questions, ends. steps: batches of `prompts` instructions
+    with `generations` answers. taught, spared, tested: instructions to train on from rewards, to
+    tune by and to measure by, the rest being shown in SFT; samples: answers to each. rates: the
+    grid; seeds: at the best one.
+    """
+
+    data: str = ""
+    model: str = EMBEDDED
+    sft_steps: int = 100
+    asked: int = 80
+    shown: int = 50
+    most_words: int = 16
+    steps: int = 24
+    prompts: int = 8
+    generations: int = 8
+    max_tokens: int = 80
+    taught: int = 100
+    spared: int = 40
+    tested: int = 80
+    samples: int = 4
+    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
+    seeds: int = 3
+
+
+def settings_of_environment() -> Settings | None:
+    """The usual settings; None where no file is named."""
+    path = os.environ.get(VARIABLE)
+    return Settings(data=path) if path else None
+
+
+# ── instructions and the retriever ──────────────────────────────────────────────────────────────
+
+
+def written(text: str) -> str | None:
+    """A text with its blanks squeezed, None if the policy lacks some of its letters."""
+    text = " ".join(text.split())
+    return text if text and set(text) <= set(LETTERS) else None
+
+
+def beginning(text: str, letters: int) -> str:
+    """As many whole words as fit, or the letters of the first one.
+
+    >>> beginning("Exercise and meditate", 13), beginning("Antidisestablish", 4)
+    ('Exercise and', 'Anti')
+    """
+    cut = text[: letters + 1]
+    return (cut if len(cut) <= letters else cut.rpartition(" ")[0]) or text[:letters]
+
+
+@cache
+def instruction_rows(settings: Settings) -> tuple[tuple[Problem, ...], ...]:
+    """Instructions to show in SFT, to train on, to tune by and to test with, none twice."""
+    items, rows = instructions(Path(settings.data)), {}
+    for question, answer, exact in zip(items.questions, items.answers, items.exact, strict=True):
+        asked, said = written(question), written(answer)
+        if asked and said and len(asked) <= settings.asked:
+            rows[asked] = {
+                "prompt": asked + "\n", "target": beginning(said, settings.shown),
+                "reference": said, "qtype": CONSTRAINED if exact else OPEN,
+            }  # fmt: skip
+    ends = np.cumsum([settings.tested, settings.spared, settings.taught])
+    wanted = f"more than {ends[-1]} instructions of {settings.asked} letters"
+    require(len(rows) > ends[-1], VARIABLE, f"{len(rows)} of them", wanted)
+    order = np.random.default_rng(SPLIT).permutation(len(rows))
+    every = list(rows.values())
+    tested, spared, taught, shown = (
+        tuple(every[i] for i in part) for part in np.split(order, ends)
+    )
+    return shown, taught, spared, tested
+
+
+@cache
+def retriever(settings: Settings) -> Callable[[list[str]], Any]:
+    """Unit vectors (sparse) of the letters' runs, fitted on all instructions and answers."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    rows = [row for part in instruction_rows(settings) for row in part]
+    texts = [row[key] for key in ("prompt", "reference") for row in rows]
+    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True)
+    transform: Callable[[list[str]], Any] = letters.fit(texts).transform
+    return transform
+
+
+def reward_of(name: str, settings: Settings) -> R3Reward:
+    return R3Reward(
+        retriever(settings), settings.most_words, interp_in=(0.0, 1.0), off=ABLATIONS[name]
+    )
+
+
+def copied(question: str, answer: str) -> float:
+    """The longest run of the question's letters that stands in the answer, as a share of it.
+
+    >>> copied("Name a fruit.", "a fruit is"), copied("Name a fruit.", "Name a fruit. Name")
+    (0.5384615384615384, 1.0)
+    """
+    match = SequenceMatcher(None, question, answer, autojunk=False).find_longest_match()
+    return match.size / len(question)
+
+
+def base_policy(settings: Settings) -> Path:
+    """The folder of the policy before training from rewards; made once."""
+    if settings.model != EMBEDDED:
+        return Path(settings.model)
+    shown = instruction_rows(settings)[0]
+    return fine_tuned(shown, steps=settings.sft_steps, batch=SFT_BATCH)
+
+
+# ── a run ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_arm(
+    name: str, rate: float, seed: int, tuning: bool = False, tell: Step | None = None, *,
+    settings: Settings,
+) -> Record:  # fmt: skip
+    """Train by an arm and measure: on test instructions, or on spared ones if tuning.
+
+    -> words, relevance to the question, repetition (RP) and copied: means over sampled answers; of
+    a trained policy also reward, its own, and seconds of processor time.
+    """
+    require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
+    base, (_, taught, spared, tested) = str(base_policy(settings)), instruction_rows(settings)
+    if name == UNTRAINED:
+        with one_thread():
+            return measured(base, tested, None, seed, settings)
+    begun, reward = time.process_time(), reward_of(name, settings)
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        run = train_policy(
+            taught, Path(folder), model=base, method=PolicyMethod(), about=name, reward=reward,
+            steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
+            learning_rate=rate, max_tokens=settings.max_tokens, held_out=0,
+            save_every=settings.steps, seed=seed,
+            progress=None if tell is None else lambda i, n, _: tell(i, n),
+        )  # fmt: skip
+        rows = spared if tuning else tested
+        found = measured(str(run.folder / "model"), rows, reward, seed, settings)
+    return {**found, "seconds": time.process_time() - begun}
+
+
+def measured(
+    source: str, rows: Sequence[Problem], reward: R3Reward | None, seed: int, settings: Settings
+) -> Record:
+    """Means over sampled answers of the policy in a folder; an empty answer has no relevance."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    asked = [row for row in rows for _ in range(settings.samples)]
+    columns = {key: [row[key] for row in asked] for key in ("prompt", "qtype", "reference")}
+    prompts = columns.pop("prompt")
+    texts = sample_answers(net, tokenizer, prompts, seed=seed, max_new_tokens=settings.max_tokens)
+    parts = reward_of("R_OE", settings).factors(prompts, texts)
+    pairs = zip(prompts, texts, strict=True)
+    found = {
+        "words": float(100 * parts.length.mean()),
+        "relevance": float(np.nan_to_num(parts.relevance).mean()),
+        "repetition": float(parts.repetition.mean()),
+        "copied": float(np.mean([copied(prompt.strip(), text) for prompt, text in pairs])),
+    }
+    if reward is not None:
+        own = np.array(reward(prompts, texts, **columns), np.float64)
+        found["reward"] = float(own.mean())
+    return found
+
+
+# ── the study ───────────────────────────────────────────────────────────────────────────────────
+
+MEASURES: dict[str, Callable[[Record], float]] = {
+    "words": itemgetter("words"),
+    "relevance": itemgetter("relevance"),
+    "RP": itemgetter("repetition"),
+    "copied": itemgetter("copied"),
+    "its reward": itemgetter("reward"),
+}
+
+
+def plan_of(settings: Settings) -> StudyPlan:
+    """The study; makes the policy it begins with."""
+    files = fingerprint(FOLDER, base_policy(settings))
+    files += hashlib.blake2s(Path(settings.data).read_bytes()).hexdigest()
+    return StudyPlan(
+        titles=TITLES, fixed=(UNTRAINED,), rates=settings.rates, shared=None,
+        seeds=settings.seeds, run=partial(run_arm, settings=settings),
+        key=partial(run_key, arms=ABLATIONS, settings=replace(settings, data=""), files=files),
+        quality=itemgetter("reward"), journal=cache_directory() / "relevance_study.jsonl",
+        steps=settings.steps, measures=MEASURES,
+    )  # fmt: skip
+
+
+SOUND = "the study itself: a reward is learned"
+LONGER = "answers become longer"
+RELEVANT = "and stay relevant"
+COPIES = "by relevance alone 40 % of answers are copies of the question"
+PARTS = "the parts belong together: each stops what another lets through"
+
+COMPARISONS = [
+    Comparison("relevance", UNTRAINED, "relevance", SOUND),
+    Comparison("LI", UNTRAINED, "words", SOUND),
+    Comparison("R3", UNTRAINED, "words", LONGER),
+    Comparison("R3", UNTRAINED, "relevance", RELEVANT),
+    Comparison("R3", "LI", "relevance", PARTS),
+    Comparison("R3", "LI_RP", "relevance", PARTS),
+    Comparison("R3", "relevance", "words", PARTS),
+    Comparison("R3", "LI", "RP", PARTS),
+    Comparison("LI_RP", "LI", "RP", PARTS),
+    Comparison("relevance", UNTRAINED, "copied", COPIES),
+    Comparison("relevance", "R3", "copied", COPIES),
+]
+
+
+def add_relevance_study(
+    report: Report, rng: int, settings: Settings | None = None, progress: Progress | None = None
+) -> None:
+    """Run what the journal lacks, and judge; without instructions, say that it is left out."""
+    settings = settings_of_environment() if settings is None else settings
+    if settings is None:
+        report.notes.append(f"Left out, a language model trained by R³: {VARIABLE} names no file.")
+        return
+    plan = plan_of(settings)
+    records = run_study(plan, rng, progress)
+    about = "Language model, instructions"
+    report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS)
+    seldom = mean_interval(per_seed(plan, records, "R3", "RP"))
+    says, rule = "and hardly repeat themselves", "mean RP over seeds at least .95"
+    report.claims.append(Claim.at_least(f"{about}, RP: R³", says, seldom, 0.95, rule))
+    report.tables.append(results(plan, settings, records))
+    title = f"{about}: each arm's own reward by learning rate"
+    report.figures.append(tuning_figure(title, plan, list(TITLES), records, "reward"))
+    report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
+
+
+def results(plan: StudyPlan, settings: Settings, records: Sequence[Record]) -> ReportTable:
+    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
+    note = (
+        f"{settings.tested} test instructions, {settings.samples} answers each, at most "
+        f"{settings.max_tokens} letters; {settings.seeds} seeds. Relevance: cosine with the "
+        "instruction by TF-IDF of runs of letters. RP: different of all trigrams of words. Copied: "
+        "the longest run of the instruction's letters, as a share of it. Its reward: of each arm "
+        "its own, not to be compared."
+    )
+    return study_table(
+        f"Language model and instructions, after {size}, each at its best rate", plan,
+        list(TITLES), records, against=UNTRAINED, less=("words", "relevance", "copied"), note=note,
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the study; InputError without instructions."""
+    settings = settings_of_environment()
+    require(settings is not None, VARIABLE, "nothing", "a file of instructions")
+    study_command(plan_of, {"instructions": settings}, arguments)
+
+
+if __name__ == "__main__":
+    main()
