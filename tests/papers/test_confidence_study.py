@@ -17,38 +17,20 @@ from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import confidence_study as cs  # noqa: E402
 from scoredraw.papers import stated_confidence as sc  # noqa: E402
 from scoredraw.papers.policy_study import UNTRAINED  # noqa: E402
-from scoredraw.papers.small_policy import LONGEST_PROMPT, new_tokenizer  # noqa: E402
+from scoredraw.papers.small_policy import LONGEST_PROMPT  # noqa: E402
 from scoredraw.papers.studies import Record, run_key, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 from scoredraw.rl.policy_training import open_policy  # noqa: E402
 from scoredraw.rl.verbal_confidence import read_stated  # noqa: E402
 
-pytestmark = pytest.mark.contract
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> cs.Settings:
+def settings(new_born: str) -> cs.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return cs.Settings(
-        families=("gcd",), model=str(folder), steps=2, prompts=2, generations=4, max_tokens=4,
+        families=("gcd",), model=new_born, steps=2, prompts=2, generations=4, max_tokens=4,
         spared=190, tested=3, samples=2, rates=(1e-3, 2e-3), seeds=3,
     )  # fmt: skip
 
@@ -77,7 +59,7 @@ def test_the_form_is_taught_by_own_answers_and_says_nothing(
     monkeypatch.setattr(sc, "sample_answers", sample_answers)
     usual = cs.Settings()
     taught = cs.problems(usual)[0]
-    assert cs.policy_of(usual) == "taught"
+    assert cs.base_policy(usual) == "taught"
     assert kept["options"] == sc.TEACHING
     prompts = {row["prompt"] for row in taught}
     assert {row["prompt"] for row in kept["data"]} == prompts
@@ -245,7 +227,7 @@ def test_a_report(
     assert [row[1] for row in table.rows] == [None] + [2e-3] * 8
     assert len(report.figures) == 2
     assert Report.from_json(report.to_json()).to_json() == report.to_json()
-    assert (cache / "confidence_study.jsonl").is_file()
+    assert (cache / "confidence-study.jsonl").is_file()
     cs.add_confidence_study(Report(paper=47, scale="study", seed=0), 0, settings)
     assert len(made_up) == 33  # all was known
 

@@ -19,39 +19,21 @@ from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import correction_study as cs  # noqa: E402
 from scoredraw.papers import second_attempts as sa  # noqa: E402
-from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
+from scoredraw.papers.small_policy import shipped_problems  # noqa: E402
 from scoredraw.papers.studies import Record, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 from scoredraw.rl.policy_training import EMBEDDED, open_policy  # noqa: E402
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache")]
 
 MEASURED = {"acc_t1", "acc_t2", "delta", "i2c", "c2i", "missing", "same", "final", "seconds"}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> cs.Settings:
+def settings(new_born: str) -> cs.Settings:
     """Runs of two steps of a policy of one layer that knows nothing, but likes to end."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return cs.Settings(
-        model=str(folder), steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
+        model=new_born, steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
         samples=8, rates=(1e-3, 2e-3, 4e-3), seeds=2,
     )  # fmt: skip
 
@@ -110,7 +92,7 @@ def test_imitation_learns_second_attempts_that_came_out_right(
         assert all(row["prompt"].endswith("<eos>\nagain:\n") for row in found)
 
     steps = replace(settings, steps=25)
-    made = cs.imitated(settings.model, rows["episodes"], 0.02, 0, tmp_path, steps)
+    made = cs.imitated(rows["episodes"], 0.02, 0, tmp_path, steps)
     net, tokenizer = open_policy(made)
     batch = tokenizer([rows["episodes"][0]["prompt"]], return_tensors="pt")
     out = net.generate(input_ids=batch["input_ids"], max_new_tokens=8, do_sample=False)
@@ -118,8 +100,9 @@ def test_imitation_learns_second_attempts_that_came_out_right(
     assert said == f"#{answer}<eos>"
 
 
-def test_without_right_ones_nothing_is_imitated(settings: cs.Settings, tmp_path: Path) -> None:
-    made, said = cs.trained("star", settings.model, 1e-3, 0, tmp_path, None, settings)
+def test_without_right_ones_nothing_is_imitated(settings: cs.Settings) -> None:
+    with cs.made_by("star", 1e-3, 0, None, settings) as (made, said):
+        pass
     assert (made, said) == (settings.model, {"lessons": 0})
 
 
@@ -211,7 +194,7 @@ def test_teaching_keeps_first_attempts_and_mends_second_ones(
         assert two["target"] == answers[one["prompt"]]
     monkeypatch.setattr(sa, "lessons", None)  # is known
     assert sa.taught_policy(fresh=6, steps=1, max_tokens=8) == folder
-    assert cs.starting_policy(replace(settings, model=EMBEDDED, fresh=6, lessons=1,
+    assert cs.base_policy(replace(settings, model=EMBEDDED, fresh=6, lessons=1,
                                       max_tokens=8)) == folder  # fmt: skip
 
 
@@ -285,6 +268,7 @@ def test_keys_know_the_weights_and_the_options(
     keys = {plan.key(name, *run[1:]) for name in cs.TITLES}
     assert len(keys) == len(cs.TITLES)
     assert cs.plan_of(replace(settings, seeds=5, rates=(1.0,))).key(*run) in keys
+    monkeypatch.setattr(cs, "taught_policy", lambda *_: settings.model)
     for changed in ({"lessons": 1}, {"steps": 3}, {"model": EMBEDDED}):
         keys.add(cs.plan_of(replace(settings, **changed)).key(*run))
     monkeypatch.setattr(cs, "AGAIN", "?")

@@ -17,36 +17,18 @@ from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import penalty_study as ps  # noqa: E402
-from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
+from scoredraw.papers.small_policy import shipped_problems  # noqa: E402
 from scoredraw.papers.studies import Record, run_key, run_study  # noqa: E402
 from scoredraw.reports import Claim, Report  # noqa: E402
 
-pytestmark = pytest.mark.contract
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> ps.Settings:
+def settings(new_born: str) -> ps.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return ps.Settings(
-        model=str(folder), learning_rate=1e-2, steps=2, prompts=2, generations=4, max_tokens=4,
+        model=new_born, learning_rate=1e-2, steps=2, prompts=2, generations=4, max_tokens=4,
         spared=3, tested=3, samples=8, rates=(0.1, 0.2), shared=0.1, seeds=2,
     )  # fmt: skip
 

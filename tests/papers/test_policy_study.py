@@ -17,7 +17,8 @@ from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.metrics import Estimate  # noqa: E402
 from scoredraw.papers import policy_study as ps  # noqa: E402
-from scoredraw.papers.small_policy import new_tokenizer, shipped_problems  # noqa: E402
+from scoredraw.papers.policy_runs import files_of  # noqa: E402
+from scoredraw.papers.small_policy import shipped_problems  # noqa: E402
 from scoredraw.papers.studies import Comparison, Record, run_key, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 
@@ -26,32 +27,14 @@ def study(rng: int, settings: ps.Settings, *how: Any, **options: Any) -> list[Re
     return run_study(ps.plan_of(settings), rng, *how, **options)
 
 
-pytestmark = pytest.mark.contract
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> ps.Settings:
+def settings(new_born: str) -> ps.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return ps.Settings(
-        model=str(folder), steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
+        model=new_born, steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
         samples=8, rates=(1e-3, 2e-3), shared=1e-3, seeds=2,
     )  # fmt: skip
 
@@ -105,7 +88,7 @@ def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps
 
 def test_problems_do_not_overlap(settings: ps.Settings) -> None:
     families = ("chain_sum", "simple_equations", "gcd", "count_bits")
-    mix = ps.Settings(families, spared=20, tested=30)
+    mix = ps.Settings(families=families, spared=20, tested=30)
     taught, spared, tested = ps.study_problems(mix)
     assert [len(part) for part in (taught, spared, tested)] == [4 * 180, 4 * 20, 4 * 30]
     texts = [row["prompt"] for row in taught + spared + tested]
@@ -209,7 +192,7 @@ def test_keys_know_the_weights_and_the_options(
     before = key()
     monkeypatch.setitem(ps.OPTIONS, "pure", ("pure", {"temperature": 1.0}, True))
     assert key() != before
-    assert ps.files_of(settings.model) != ps.files_of("embedded")
+    assert files_of(settings.model) != files_of("embedded")
 
 
 @pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 14, 2), (29, 4, 2), (48, 6, 1)])

@@ -18,12 +18,11 @@ pytest.importorskip("sklearn")
 from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.papers import relevance_study as rs  # noqa: E402
 from scoredraw.papers.answered_questions import VARIABLE  # noqa: E402
-from scoredraw.papers.small_policy import new_tokenizer  # noqa: E402
 from scoredraw.papers.studies import Record, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 from scoredraw.rl.relevance_reward import CONSTRAINED, OPEN  # noqa: E402
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache", "no_instructions")]
 
 THINGS = ("bread", "rivers", "chess", "violins", "rain", "bees", "glass", "maps")
 WANTED = ("Describe", "Give a reason for", "Name a book about")
@@ -40,32 +39,18 @@ def made_up() -> list[dict[str, str]]:
     return rows + [{"input": text, "output": "No.", "qtype": OPEN} for text in odd]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def no_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> rs.Settings:
+def settings(new_born: str, tmp_path_factory: pytest.TempPathFactory) -> rs.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     data = tmp_path_factory.mktemp("data") / "made_up.json"
     data.write_text(json.dumps(made_up()))
     return rs.Settings(
-        data=str(data), model=str(folder), steps=2, prompts=2, generations=4, max_tokens=24,
+        data=str(data), model=new_born, steps=2, prompts=2, generations=4, max_tokens=24,
         taught=8, spared=3, tested=4, samples=3, rates=(1e-3, 2e-3, 4e-3), seeds=2,
     )  # fmt: skip
 

@@ -15,7 +15,6 @@ pytest.importorskip("trl")
 from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.papers import tool_study as ts  # noqa: E402
-from scoredraw.papers.small_policy import new_tokenizer  # noqa: E402
 from scoredraw.papers.studies import Record, run_key, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 from scoredraw.rl.policy_training import open_policy  # noqa: E402
@@ -23,31 +22,14 @@ from scoredraw.rl.rollout_tree import RolloutTree  # noqa: E402
 from scoredraw.rl.tool_calls import parse_step  # noqa: E402
 from scoredraw.rl.tool_policy import CLOSING  # noqa: E402
 
-pytestmark = pytest.mark.contract
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> ts.Settings:
+def settings(new_born: str) -> ts.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return ts.Settings(
-        model=str(folder), steps=2, prompts=2, generations=2, max_depth=2, max_tokens=3,
+        model=new_born, steps=2, prompts=2, generations=2, max_depth=2, max_tokens=3,
         max_length=64, spared=1, tested=2, samples=2, rates=(1e-3, 2e-3), seeds=2,
     )  # fmt: skip
 

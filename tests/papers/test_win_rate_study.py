@@ -17,39 +17,20 @@ pytest.importorskip("trl")
 from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.papers import win_rate_study as ws  # noqa: E402
 from scoredraw.papers.small_policy import (  # noqa: E402
-    new_tokenizer,
     score_lines,
     shipped_problems,
 )
 from scoredraw.papers.studies import Record, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 
-pytestmark = pytest.mark.contract
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SCOREDRAW_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> ws.Settings:
+def settings(new_born: str) -> ws.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
-    from transformers import GraniteConfig, GraniteForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), new_tokenizer()
-    torch.manual_seed(0)
-    config = GraniteConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )  # fmt: skip
-    GraniteForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return ws.Settings(
-        model=str(folder), steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
+        model=new_born, steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
         samples=2, rates=(1e-3, 2e-3, 4e-3), shared=1e-3, seeds=2,
     )  # fmt: skip
 
@@ -161,7 +142,7 @@ def test_claims_hold_and_fail(
     assert [row[1] for row in report.tables[1].rows] == [None, *[1e-3] * len(ws.ARMS)]
     assert len(report.figures) == 1
     assert Report.from_json(report.to_json()).to_json() == report.to_json()
-    assert (cache / "win_rate_study.jsonl").is_file()
+    assert (cache / "win-rate-study.jsonl").is_file()
 
 
 def test_keys_and_refusals(settings: ws.Settings) -> None:

@@ -19,23 +19,26 @@ Damani et al., "Beyond binary rewards: training LMs to reason about their uncert
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
-from scoredraw.papers import policy_study
-from scoredraw.papers.policy_study import UNTRAINED, files_of
-from scoredraw.papers.sentence_embeddings import cache_directory
+from scoredraw.papers.policy_runs import (
+    UNTRAINED,
+    PolicySettings,
+    dealt_problems,
+    policy_plan,
+    trained,
+    trained_model,
+)
 from scoredraw.papers.small_policy import Problem
 from scoredraw.papers.stated_confidence import (
     FITTED,
@@ -53,7 +56,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     per_seed,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -62,7 +64,7 @@ from scoredraw.papers.studies import (
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Claim, Figure, Report, Series
 from scoredraw.rl import policy_methods
-from scoredraw.rl.policy_training import AnswerReward, PolicyMethod, open_policy, train_policy
+from scoredraw.rl.policy_training import EMBEDDED, AnswerReward, PolicyMethod, open_policy
 from scoredraw.rl.reward_functions import RewardFunction
 
 ABOUT = "Language model, stated confidence"
@@ -97,24 +99,12 @@ AFTERWARDS = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
-
-    model: a folder with a policy that knows the form; "" for the one of `taught_policy`. The others
-    as in `policy_study`.
-    """
+class Settings(PolicySettings):
+    """model: "embedded" for that of `taught_policy`; a folder has to know the form."""
 
     families: tuple[str, ...] = ("gcd", "simple_equations", "letter_counting")
-    model: str = ""
-    steps: int = 30
-    prompts: int = 8
-    generations: int = 8
     max_tokens: int = 64
-    spared: int = 50
-    tested: int = 100
     samples: int = 3
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
-    seeds: int = 3
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -133,21 +123,14 @@ def run_arm(
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
     begun = time.process_time()
     taught, spared, tested = problems(settings)
-    source = policy_of(settings)
     rows = spared if tuning else tested
     sample = partial(say, seed=seed, max_tokens=settings.max_tokens)
-    with one_thread(), tempfile.TemporaryDirectory() as folder:
-        if name == UNTRAINED:
-            return measured(sample(*open_policy(source), rows, samples=settings.samples))
-        method = method_of(name)
-        run = train_policy(
-            taught, Path(folder), model=source, method=method, about=name,
-            steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
-            learning_rate=rate, max_tokens=settings.max_tokens, held_out=0,
-            save_every=settings.steps, seed=seed,
-            progress=None if tell is None else lambda i, n, _: tell(i, n),
-        )  # fmt: skip
-        policy = open_policy(str(run.folder / "model"))
+    if name == UNTRAINED:
+        with one_thread():
+            return measured(sample(*open_policy(settings.model), rows, samples=settings.samples))
+    method = method_of(name)
+    with trained(taught, settings, method, name=name, rate=rate, seed=seed, tell=tell) as run:
+        policy = open_policy(trained_model(run))
         own = sample(*policy, rows, samples=settings.samples)
         record = measured(own) | {"reward": mean_reward(own, method)}
         if name == "rlvr" and not tuning:
@@ -158,13 +141,14 @@ def run_arm(
 
 
 def problems(settings: Settings) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """To train on, the last `spared` of each family of those, and to test with."""
-    same = {name: getattr(settings, name) for name in ("families", "spared", "tested")}
-    return policy_study.study_problems(policy_study.Settings(**same))
+    return dealt_problems(settings.families, settings.spared, settings.tested)
 
 
-def policy_of(settings: Settings) -> str:
-    return settings.model or str(taught_policy(problems(settings)[0]))
+def base_policy(settings: Settings) -> str:
+    """The folder of a policy that knows the form; it is taught now if that is not done yet."""
+    if settings.model != EMBEDDED:
+        return settings.model
+    return str(taught_policy(problems(settings)[0]))
 
 
 def method_of(name: str) -> PolicyMethod:
@@ -205,14 +189,9 @@ MEASURES: dict[str, Callable[[Record], float]] = {
 
 
 def plan_of(settings: Settings) -> StudyPlan:
-    """The study; the form is taught first if that is not done yet."""
-    source = policy_of(settings)
-    return StudyPlan(
-        titles=dict(TITLES), fixed=(UNTRAINED,), rates=settings.rates, shared=None,
-        seeds=settings.seeds, run=partial(run_arm, settings=replace(settings, model=source)),
-        key=partial(run_key, arms=OPTIONS, settings=settings, files=files_of(source)),
-        quality=itemgetter("reward"), journal=cache_directory() / "confidence_study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "confidence-study", TITLES, run_arm, settings, base=base_policy(settings),
+        options=OPTIONS, quality=itemgetter("reward"), measures=MEASURES,
     )  # fmt: skip
 
 
@@ -258,7 +237,6 @@ def add_confidence_study(
     records = with_afterwards(run_study(plan, rng, progress))
     plan = replace(plan, titles=plan.titles | AFTERWARDS)
     report.claims.extend(claims(plan, records))
-    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     note = (
         f"{settings.tested} test problems of each of {', '.join(settings.families)}, "
         f"{settings.samples} sampled answers each; {settings.seeds} seeds. Each arm at the rate "
@@ -268,7 +246,7 @@ def add_confidence_study(
     )
     arms = list(plan.titles)
     table = study_table(
-        f"{ABOUT}, after {size}", plan, arms, records, against="rlvr",
+        f"{ABOUT}, after {settings.size}", plan, arms, records, against="rlvr",
         less=("accuracy", "Brier", "ECE"), note=note,
     )  # fmt: skip
     report.tables.append(table)

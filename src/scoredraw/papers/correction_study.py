@@ -23,9 +23,9 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,15 @@ import torch
 
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    dealt_problems,
+    policy_plan,
+    trained,
+    trained_model,
+)
 from scoredraw.papers.second_attempts import (
     AGAIN,
     FAMILY,
@@ -46,17 +55,14 @@ from scoredraw.papers.second_attempts import (
     second_prompt,
     taught_policy,
 )
-from scoredraw.papers.sentence_embeddings import cache_directory
-from scoredraw.papers.small_policy import FOLDER, Problem, shipped_problems
+from scoredraw.papers.small_policy import Problem
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
     Record,
     Step,
     StudyPlan,
-    fingerprint,
     per_seed,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -65,7 +71,7 @@ from scoredraw.papers.studies import (
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Claim, Figure, Report, Series
 from scoredraw.rl import policy_methods
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, open_policy, train_policy
+from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, open_policy
 
 COLLAPSED = 0.05  # a second attempt this close to the first adds nothing
 ALPHA = 10.0
@@ -83,7 +89,6 @@ class Arm(NamedTuple):
     options: dict[str, Any]
 
 
-UNTRAINED = "untrained"
 ARMS = {
     "score": Arm("SCoRe", "score", SCORE),
     "naive": Arm("naive two-turn RL", "score", SCORE | {"first": 0.0, "alpha": 0.0}),
@@ -98,38 +103,25 @@ TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
+class Settings(PolicySettings):
+    """model: "embedded": the policy that ships after `lessons` steps on `fresh` questions.
 
-    steps: batches of `prompts` problems with `generations` episodes; those who imitate make as many
-    steps, with as many texts. max_tokens: of an attempt. fresh, lessons: questions to teach two
-    attempts by, and steps; not where model is a folder, which is taken as it is. spared: of the
-    training problems, to tune by; tested: test problems; samples: episodes for each of either.
-    rates: the grid; seeds: how many.
+    steps, prompts, generations: of episodes; those who imitate make as many steps, with as many
+    texts. max_tokens: of an attempt.
     """
 
-    model: str = EMBEDDED
     fresh: int = 1000
     lessons: int = 100
     steps: int = 20
-    prompts: int = 8
-    generations: int = 8
     max_tokens: int = 8
-    spared: int = 50
-    tested: int = 100
-    samples: int = 8
     rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
-    seeds: int = 3
 
 
 # ── problems ────────────────────────────────────────────────────────────────────────────────────
 
 
 def study_problems(settings: Settings) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """To train on, the last `spared` of those, and to test with."""
-    rows, tests = (shipped_problems(part, [FAMILY]) for part in ("train", "test"))
-    first = len(rows) - settings.spared
-    return rows[:first], rows[first:], tests[: settings.tested]
+    return dealt_problems([FAMILY], settings.spared, settings.tested)
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -146,46 +138,47 @@ def run_arm(
     time.
     """
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
-    with one_thread(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    begun = time.process_time()
+    rows = study_problems(settings)[1 if tuning else 2]
+    with one_thread(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "alpha: ", RuntimeWarning)  # none, on purpose
-        source, found = starting_policy(settings), Record()
-        begun = time.process_time()
-        if name != UNTRAINED:
-            source, found = trained(name, source, rate, seed, Path(folder), tell, settings)
-        rows = study_problems(settings)[1 if tuning else 2]
-        found |= measured(source, rows, seed, settings.samples, settings.max_tokens)
+        with made_by(name, rate, seed, tell, settings) as (model, found):
+            found |= measured(model, rows, seed, settings.samples, settings.max_tokens)
     found["final"] = found["acc_t1" if name == "grpo" else "acc_t2"]
     return {**found, "seconds": time.process_time() - begun}
 
 
-def starting_policy(settings: Settings) -> str:
+def base_policy(settings: Settings) -> str:
     """The folder of the policy that all arms start from."""
     if settings.model != EMBEDDED:
         return settings.model
     return taught_policy(settings.fresh, settings.lessons, settings.max_tokens)
 
 
-def trained(
-    name: str, source: str, rate: float, seed: int, folder: Path, tell: Step | None,
-    settings: Settings,
-) -> tuple[str, Record]:  # fmt: skip
-    """The folder of the policy that an arm makes of that in `source`, and what there is to say."""
+@contextmanager
+def made_by(
+    name: str, rate: float, seed: int, tell: Step | None, settings: Settings
+) -> Iterator[tuple[str, Record]]:
+    """The folder of the policy that an arm makes, gone afterwards, and what there is to say."""
     problems = study_problems(settings)[0]
-    if ARMS[name].learn in {"pairs", "episodes"}:
+    if name == UNTRAINED:
+        yield settings.model, {}
+    elif ARMS[name].learn in {"pairs", "episodes"}:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            rows = corrections(ARMS[name].learn, source, problems, seed, settings)
-        made = imitated(source, rows, rate, seed, folder, settings) if rows else source
-        if tell is not None:
-            tell(settings.steps, settings.steps)
-        return made, {"lessons": len(rows)}
-    run = train_policy(
-        problems, folder, model=source, method=method_of(name), about=name, steps=settings.steps,
-        prompts=settings.prompts * (1 + (name == "grpo")), generations=settings.generations,
-        learning_rate=rate, max_tokens=settings.max_tokens, held_out=0, save_every=settings.steps,
-        seed=seed, progress=None if tell is None else lambda i, n, _: tell(i, n),
-    )  # fmt: skip
-    return str(run.folder / "model"), {}
+            rows = corrections(ARMS[name].learn, settings.model, problems, seed, settings)
+        with tempfile.TemporaryDirectory() as folder:
+            made = imitated(rows, rate, seed, Path(folder), settings) if rows else settings.model
+            if tell is not None:
+                tell(settings.steps, settings.steps)
+            yield made, {"lessons": len(rows)}
+    else:
+        prompts = settings.prompts * (1 + (name == "grpo"))  # which attempts once
+        with trained(
+            problems, settings, method_of(name), name=name, rate=rate, seed=seed, tell=tell,
+            prompts=prompts,
+        ) as run:  # fmt: skip
+            yield trained_model(run), {}
 
 
 def method_of(name: str) -> PolicyMethod:
@@ -245,16 +238,15 @@ def corrections(
 
 
 def imitated(
-    source: str, rows: list[dict[str, str]], rate: float, seed: int, folder: Path,
-    settings: Settings,
-) -> str:  # fmt: skip
+    rows: list[dict[str, str]], rate: float, seed: int, folder: Path, settings: Settings
+) -> str:
     """The folder of the policy after TRL's SFT on these completions."""
     import datasets
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     datasets.disable_progress_bars()
-    net, tokenizer = open_policy(source)
+    net, tokenizer = open_policy(settings.model)
     config = SFTConfig(
         output_dir=str(folder / "checkpoints"), max_steps=settings.steps, learning_rate=rate,
         per_device_train_batch_size=settings.prompts * settings.generations, seed=seed,
@@ -305,16 +297,12 @@ COMPARISONS = [
 
 
 def plan_of(settings: Settings) -> StudyPlan:
-    """The study, which tunes by the share of right final answers."""
-    files = fingerprint(FOLDER, FOLDER if settings.model == EMBEDDED else Path(settings.model))
+    """The study, which tunes by the share of right final answers; teaches two attempts first."""
     task = (AGAIN, FAMILY, FRESH_SEED)
-    arms = {name: (ARMS[name][1:] if name in ARMS else name, task) for name in TITLES}
-    return StudyPlan(
-        titles=TITLES, fixed=(UNTRAINED,), rates=settings.rates, shared=None, seeds=settings.seeds,
-        run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms=arms, settings=settings, files=files),
-        quality=itemgetter("final"), journal=cache_directory() / "correction-study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "correction-study", TITLES, run_arm, settings, base=base_policy(settings),
+        options={name: (arm[1:], task) for name, arm in ARMS.items()},
+        quality=itemgetter("final"), measures=MEASURES,
     )  # fmt: skip
 
 
@@ -334,11 +322,10 @@ def add_correction_study(
         f"{settings.tested} questions, {settings.samples} episodes each; {settings.seeds} seeds. "
         "Final answer: the second, of GRPO the first. Imitated: texts, of arms that do."
     )
-    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations} episodes"
     report.tables.append(
         study_table(
-            f"{about} after {size}, each at its best rate", plan, list(TITLES), records,
-            against="naive", less=("right second", "Δ"), note=note,
+            f"{about} after {settings.size} episodes, each at its best rate", plan,
+            list(TITLES), records, against="naive", less=("right second", "Δ"), note=note,
         )
     )  # fmt: skip
     gains = [mean_interval(per_seed(plan, records, arm, "Δ")) for arm in TITLES]
@@ -350,12 +337,11 @@ def add_correction_study(
     report.figures.append(
         tuning_figure(title, plan, list(TITLES), records, "right final answers", "naive")
     )
-    report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the study."""
-    starting_policy(Settings())  # once, before several processes ask for it
     study_command(plan_of, {"letters": Settings()}, arguments)
 
 

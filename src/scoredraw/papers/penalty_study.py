@@ -23,13 +23,10 @@ Dragan 2024, arXiv 2403.03185.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,9 +35,17 @@ from numpy.typing import NDArray
 
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
-from scoredraw.papers.policy_study import files_of
-from scoredraw.papers.sentence_embeddings import cache_directory
-from scoredraw.papers.small_policy import FOLDER, Problem, right_answer, shipped_problems
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    dealt_problems,
+    opened,
+    policy_plan,
+    trained,
+    trained_model,
+)
+from scoredraw.papers.small_policy import Problem, right_answer
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
@@ -48,7 +53,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     part_of,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -59,7 +63,7 @@ from scoredraw.reports import Claim, Figure, Report, Series
 from scoredraw.rl import policy_methods, policy_training
 from scoredraw.rl.divergences import chi2_from_log_ratios
 from scoredraw.rl.occupancy import SequencePenaltyReward
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod
+from scoredraw.rl.policy_training import PolicyMethod
 from scoredraw.rl.proxy_rewards import hacking_bound, penalty_coefficient, proxy_correlation
 
 Float = NDArray[np.float64]
@@ -75,7 +79,7 @@ class Arm(NamedTuple):
     proxy: bool = True
 
 
-UNTRAINED, NONE, TOKENS, ROOT, THEORY = "untrained", "proxy", "trl_kl", "sqrt_chi2", "theory"
+NONE, TOKENS, ROOT, THEORY = "proxy", "trl_kl", "sqrt_chi2", "theory"
 TRUE, SEQUENCE, CHI2 = "true", "kl", "chi2"
 ARMS = {
     NONE: Arm("proxy, no penalty"),
@@ -92,27 +96,17 @@ TUNED = (TOKENS, SEQUENCE, CHI2, ROOT)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
+class Settings(PolicySettings):
+    """bonus: what the proxy pays for a digit too many. learning_rate: of every run.
 
-    bonus: what the proxy pays for a digit too many. steps: batches of `prompts` problems with
-    `generations` answers. spared: of the training problems, to tune by; tested: of the test
-    problems; samples: answers to each of either. rates: λ; shared: the λ that all also run at.
+    rates, shared: of λ.
     """
 
-    model: str = EMBEDDED
     bonus: float = 0.5
     learning_rate: float = 2e-4
-    steps: int = 30
-    prompts: int = 8
-    generations: int = 8
     max_tokens: int = 40
-    spared: int = 50
-    tested: int = 100
-    samples: int = 8
     rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    shared: float = 0.1
-    seeds: int = 3
+    shared: float | None = 0.1
 
 
 # ── rewards ─────────────────────────────────────────────────────────────────────────────────────
@@ -162,34 +156,25 @@ def run_arm(
     begun = time.process_time()
     taught, spared, tested = study_problems(settings)
     rows = spared if tuning else tested
-    with tempfile.TemporaryDirectory() as folder, one_thread():
-        if name == UNTRAINED:
+    if name == UNTRAINED:
+        with one_thread():
             return measured(settings.model, rows, seed, settings)
-        arm, coef = ARMS[name], rate
-        if name == THEORY:
+    arm, coef = ARMS[name], rate
+    if name == THEORY:
+        with one_thread():
             true, proxy, _ = sampled(*opened(settings.model), spared, seed, settings)
-            coef = penalty_coefficient(*proxy_correlation(proxy, true))
-        run = policy_training.train_policy(
-            taught, Path(folder), model=settings.model, method=method_of(name, coef), about=name,
-            reward=ProxyReward(settings.bonus if arm.proxy else 0.0),
-            beta=coef if arm.penalty == "beta" else 0.0, steps=settings.steps,
-            prompts=settings.prompts, generations=settings.generations,
-            learning_rate=settings.learning_rate, max_tokens=settings.max_tokens, held_out=0,
-            save_every=settings.steps, seed=seed, progress=tell and (lambda i, n, _: tell(i, n)),
-        )  # fmt: skip
-        found = measured(str(run.folder / "model"), rows, seed, settings)
+        coef = penalty_coefficient(*proxy_correlation(proxy, true))
+    with trained(
+        taught, settings, method_of(name, coef), name=name, rate=settings.learning_rate, seed=seed,
+        tell=tell, reward=ProxyReward(settings.bonus if arm.proxy else 0.0),
+        beta=coef if arm.penalty == "beta" else 0.0,
+    ) as run:  # fmt: skip
+        found = measured(trained_model(run), rows, seed, settings)
     return {**found, "coefficient": coef, "seconds": time.process_time() - begun}
 
 
 def study_problems(settings: Settings) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """To train on, the last `spared` of those, and to test with."""
-    rows, tests = (shipped_problems(part, [FAMILY]) for part in ("train", "test"))
-    first = len(rows) - settings.spared
-    return rows[:first], rows[first:], tests[: settings.tested]
-
-
-def opened(source: str) -> tuple[Any, Any]:
-    return policy_training.open_policy(str(FOLDER) if source == EMBEDDED else source)
+    return dealt_problems([FAMILY], settings.spared, settings.tested)
 
 
 def sampled(
@@ -273,13 +258,10 @@ COMPARISONS = [
 
 
 def plan_of(settings: Settings) -> StudyPlan:
-    return StudyPlan(
-        titles=TITLES, fixed=tuple(name for name in TITLES if name not in TUNED),
-        rates=settings.rates, shared=settings.shared, seeds=settings.seeds,
-        run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms=OPTIONS, settings=settings, files=files_of(settings.model)),
-        quality=itemgetter("true"), journal=cache_directory() / "penalty-study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "penalty-study", TITLES, run_arm, settings, base=settings.model, options=OPTIONS,
+        quality=itemgetter("true"), measures=MEASURES,
+        fixed=[name for name in TITLES if name not in TUNED],
     )  # fmt: skip
 
 
@@ -297,20 +279,20 @@ def add_penalty_study(
         for part in ("best", "shared")
     )
     report.claims.append(bound(plan, records))
-    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     note = (
         f"{settings.tested} problems, {settings.samples} answers to each; {settings.seeds} seeds."
     )
     note += " r: of proxy and true reward. KL and χ²: of whole answers, from samples."
     for part, at in (("best", "each at its best λ"), ("shared", "all at one λ")):
         report.tables.append(study_table(
-            f"{ABOUT}, a proxy that can be fooled, after {size}, {at}", plan, list(TITLES), records,
-            part=part, against=UNTRAINED, less=("true reward", "proxy reward"), note=note,
+            f"{ABOUT}, a proxy that can be fooled, after {settings.size}, {at}", plan,
+            list(TITLES), records, part=part, against=UNTRAINED,
+            less=("true reward", "proxy reward"), note=note,
         ))  # fmt: skip
     title = f"{ABOUT}: spared problems by λ"
     tuned = tuning_figure(title, plan, TUNED, records, "true reward", SEQUENCE)
     report.figures.extend((tuned, trade(plan, records)))
-    report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def same_gain(plan: StudyPlan, records: Sequence[Record], arm: str, other: str, part: str) -> Claim:

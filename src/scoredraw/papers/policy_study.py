@@ -14,38 +14,42 @@ scoredraw.papers.policy_study --arms grpo,ngrpo --workers 2` runs some of it.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from scoredraw.errors import require
-from scoredraw.papers.sentence_embeddings import cache_directory
-from scoredraw.papers.small_policy import FOLDER, Problem, shipped_problems
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    dealt_problems,
+    opened,
+    policy_plan,
+    silent_groups,
+    trained,
+    trained_model,
+)
+from scoredraw.papers.small_policy import Problem
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
     Record,
     Step,
     StudyPlan,
-    fingerprint,
-    run_key,
     run_study,
     study_command,
     study_table,
     tuning_figure,
 )
-from scoredraw.papers.training import one_thread
 from scoredraw.reports import Cell, Report, ReportTable
 from scoredraw.rl import policy_methods, policy_training
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod
+from scoredraw.rl.policy_training import PolicyMethod
 
 LAST = 10  # batches whose entropy and length are reported
 
@@ -59,7 +63,6 @@ class Arm(NamedTuple):
     lines: bool = False
 
 
-UNTRAINED = "untrained"
 PLAIN = {
     "grpo": "GRPO (TRL's)", "rloo": "RLOO", "dapo": "DAPO", "ngrpo": "NGRPO", "psr": "PSR",
     "nsr": "NSR", "w_reinforce": "W-REINFORCE", "tempo": "TEMPO",
@@ -75,26 +78,10 @@ TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
-
-    steps: batches of `prompts` problems with `generations` answers. spared: of a family's training
-    problems, to tune by; tested: of a family's test problems; samples: answers to each of either.
-    rates: the grid; shared: the rate that all methods also run at; seeds: at both of these.
-    """
-
+class Settings(PolicySettings):
     families: tuple[str, ...] = ("chain_sum",)
-    model: str = EMBEDDED
-    steps: int = 30
-    prompts: int = 8
-    generations: int = 8
-    max_tokens: int = 48
-    spared: int = 50
-    tested: int = 100
-    samples: int = 8
     rates: tuple[float, ...] = (2.5e-5, 5e-5, 1e-4)
-    shared: float = 5e-5
-    seeds: int = 3
+    shared: float | None = 5e-5
 
 
 TASKS = {"sums": Settings()}
@@ -114,26 +101,16 @@ def run_arm(
     """
     known = fitting(settings)
     require(name in known, "name", repr(name), f"one of {', '.join(known)}")
-    if name == UNTRAINED:
-        tested = study_problems(settings)[2]
-        return {"passed": measured(settings.model, tested, seed, settings)}
-    begun = time.process_time()
     taught, spared, tested = study_problems(settings)
-    with tempfile.TemporaryDirectory() as folder, one_thread():
-        run = policy_training.train_policy(
-            taught, Path(folder), model=settings.model, method=method_of(name), about=name,
-            steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
-            learning_rate=rate, max_tokens=settings.max_tokens, held_out=0,
-            save_every=settings.steps, seed=seed,
-            progress=None if tell is None else lambda i, n, _: tell(i, n),
-        )  # fmt: skip
-        rows = spared if tuning else tested
-        passed = measured(str(run.folder / "model"), rows, seed, settings)
-    silent = [row.get("frac_dead_groups", row["frac_reward_zero_std"]) for row in run.log]
+    if name == UNTRAINED:
+        return {"passed": measured(settings.model, tested, seed, settings)}
+    begun, method = time.process_time(), method_of(name)
+    with trained(taught, settings, method, name=name, rate=rate, seed=seed, tell=tell) as run:
+        passed = measured(trained_model(run), spared if tuning else tested, seed, settings)
     end = run.log[-LAST:]
     return {
         "passed": passed,
-        "silent": float(np.mean(silent)),
+        "silent": silent_groups(run),
         "entropy": float(np.mean([row["entropy"] for row in end])),
         "length": float(np.mean([row["completions/mean_length"] for row in end])),
         "seconds": time.process_time() - begun,
@@ -153,31 +130,17 @@ def fitting(settings: Settings) -> list[str]:
 
 
 def study_problems(settings: Settings) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """To train on, the last `spared` of each family of those, and to test with."""
-    parts: tuple[list[Problem], list[Problem], list[Problem]] = ([], [], [])
-    for family in settings.families:
-        rows, tests = (shipped_problems(part, [family]) for part in ("train", "test"))
-        first = len(rows) - settings.spared
-        parts[0].extend(rows[:first])
-        parts[1].extend(rows[first:])
-        parts[2].extend(tests[: settings.tested])
-    return parts
+    return dealt_problems(settings.families, settings.spared, settings.tested)
 
 
 def measured(
-    source: str, rows: Sequence[Problem], seed: int, settings: Settings
+    model: str, rows: Sequence[Problem], seed: int, settings: Settings
 ) -> dict[str, dict[str, float]]:
     """pass@k of sampled answers: family -> k -> share."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    folder = str(FOLDER) if source == EMBEDDED else source
-    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    reward = policy_training.find_reward("exact")
     rewards = policy_training.rewards_of_samples(
-        net, AutoTokenizer.from_pretrained(folder), rows, reward, n=settings.samples,
-        max_tokens=settings.max_tokens, seed=seed,
+        *opened(model), rows,
+        policy_training.find_reward("exact"), n=settings.samples, max_tokens=settings.max_tokens,
+        seed=seed,
     )  # fmt: skip
     found: dict[str, dict[str, float]] = {}
     for family in settings.families:
@@ -191,19 +154,10 @@ def measured(
 
 def plan_of(settings: Settings) -> StudyPlan:
     """The study of one task."""
-    return StudyPlan(
-        titles={name: TITLES[name] for name in fitting(settings)}, fixed=(UNTRAINED,),
-        rates=settings.rates, shared=settings.shared, seeds=settings.seeds,
-        run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms=OPTIONS, settings=settings, files=files_of(settings.model)),
-        quality=partial(mean_pass, k=1), journal=cache_directory() / "policy-study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "policy-study", {name: TITLES[name] for name in fitting(settings)}, run_arm, settings,
+        base=settings.model, options=OPTIONS, quality=partial(mean_pass, k=1), measures=MEASURES,
     )  # fmt: skip
-
-
-def files_of(model: str) -> str:
-    """What tells the files of a policy and of the problems."""
-    return fingerprint(FOLDER, FOLDER if model == EMBEDDED else Path(model))
 
 
 def mean_pass(record: Record, k: int) -> float:
@@ -278,7 +232,7 @@ def add_policy_study(
                 report.tables.append(results(part, task, settings, arms, records))
             title = f"{about}: spared problems right by learning rate"
             report.figures.append(tuning_figure(title, plan, arms, records, "pass@1", "grpo"))
-    report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def results(
@@ -288,15 +242,15 @@ def results(
         arm: method_of(arm).options.get("num_iterations", 1) for arm in arms if arm in ARMS
     }
     at = "each at its best rate" if part == "best" else "all at one rate"
-    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     note = (
         f"{settings.tested} problems of each of {', '.join(settings.families)}; {settings.seeds} "
         f"seeds. Steps: of the optimizer; at one rate, two go further. Silent groups have no "
         f"advantage; entropy and length: of the last {LAST} batches."
     )
     return study_table(
-        f"Language model, {task}, after {size}, {at}", plan_of(settings), arms, records, part=part,
-        against="grpo", less=("pass@1", "pass@8"), note=note, more={"steps a batch": steps},
+        f"Language model, {task}, after {settings.size}, {at}", plan_of(settings), arms, records,
+        part=part, against="grpo", less=("pass@1", "pass@8"), note=note,
+        more={"steps a batch": steps},
     )  # fmt: skip
 
 

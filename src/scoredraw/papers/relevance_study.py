@@ -17,33 +17,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cache, partial
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
 from scoredraw.papers.answered_questions import VARIABLE, instructions
-from scoredraw.papers.sentence_embeddings import cache_directory
-from scoredraw.papers.small_policy import FOLDER, LETTERS, Problem, fine_tuned, sample_answers
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    policy_plan,
+    sampled_texts,
+    trained,
+    trained_model,
+)
+from scoredraw.papers.small_policy import LETTERS, Problem, fine_tuned
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
     Record,
     Step,
     StudyPlan,
-    fingerprint,
     per_seed,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -51,10 +55,9 @@ from scoredraw.papers.studies import (
 )
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Claim, Report, ReportTable
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, train_policy
+from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod
 from scoredraw.rl.relevance_reward import ABLATIONS, CONSTRAINED, OPEN, R3Reward
 
-UNTRAINED = "untrained"
 ARMS = {  # of `ABLATIONS`
     "R3": "R³", "relevance": "relevance alone", "LI": "length alone",
     "LI_RP": "length · repetition",
@@ -65,33 +68,25 @@ SFT_BATCH = 32
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
+class Settings(PolicySettings):
+    """model: "embedded": the policy that ships after `sft_steps` of SFT.
 
-    data: the file of instructions. model: a folder, or "embedded", the policy that ships after
-    `sft_steps` of SFT. asked, shown: letters of an instruction, and of an answer that is taught.
-    most_words: where F, the line of exact questions, ends. steps: batches of `prompts` instructions
-    with `generations` answers. taught, spared, tested: instructions to train on from rewards, to
-    tune by and to measure by, the rest being shown in SFT; samples: answers to each. rates: the
-    grid; seeds: at the best one.
+    data: the file of instructions. asked, shown: letters of an instruction, and of an answer that
+    is taught. most_words: where F, the line of exact questions, ends. taught, spared, tested: of
+    the instructions, to train on from rewards, to tune by and to measure by; SFT shows the rest.
     """
 
     data: str = ""
-    model: str = EMBEDDED
     sft_steps: int = 100
     asked: int = 80
     shown: int = 50
     most_words: int = 16
     steps: int = 24
-    prompts: int = 8
-    generations: int = 8
     max_tokens: int = 80
     taught: int = 100
     spared: int = 40
     tested: int = 80
     samples: int = 4
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
-    seeds: int = 3
 
 
 def settings_of_environment() -> Settings | None:
@@ -169,12 +164,12 @@ def copied(question: str, answer: str) -> float:
     return match.size / len(question)
 
 
-def base_policy(settings: Settings) -> Path:
+def base_policy(settings: Settings) -> str:
     """The folder of the policy before training from rewards; made once."""
     if settings.model != EMBEDDED:
-        return Path(settings.model)
+        return settings.model
     shown = instruction_rows(settings)[0]
-    return fine_tuned(shown, steps=settings.sft_steps, batch=SFT_BATCH)
+    return str(fine_tuned(shown, steps=settings.sft_steps, batch=SFT_BATCH))
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -190,38 +185,26 @@ def run_arm(
     a trained policy also reward, its own, and seconds of processor time.
     """
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
-    base, (_, taught, spared, tested) = str(base_policy(settings)), instruction_rows(settings)
+    _, taught, spared, tested = instruction_rows(settings)
     if name == UNTRAINED:
         with one_thread():
-            return measured(base, tested, None, seed, settings)
-    begun, reward = time.process_time(), reward_of(name, settings)
-    with tempfile.TemporaryDirectory() as folder, one_thread():
-        run = train_policy(
-            taught, Path(folder), model=base, method=PolicyMethod(), about=name, reward=reward,
-            steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
-            learning_rate=rate, max_tokens=settings.max_tokens, held_out=0,
-            save_every=settings.steps, seed=seed,
-            progress=None if tell is None else lambda i, n, _: tell(i, n),
-        )  # fmt: skip
+            return measured(settings.model, tested, None, seed, settings)
+    begun, reward, method = time.process_time(), reward_of(name, settings), PolicyMethod()
+    with trained(
+        taught, settings, method, name=name, rate=rate, seed=seed, tell=tell, reward=reward
+    ) as run:
         rows = spared if tuning else tested
-        found = measured(str(run.folder / "model"), rows, reward, seed, settings)
+        found = measured(trained_model(run), rows, reward, seed, settings)
     return {**found, "seconds": time.process_time() - begun}
 
 
 def measured(
-    source: str, rows: Sequence[Problem], reward: R3Reward | None, seed: int, settings: Settings
+    model: str, rows: Sequence[Problem], reward: R3Reward | None, seed: int, settings: Settings
 ) -> Record:
-    """Means over sampled answers of the policy in a folder; an empty answer has no relevance."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    asked = [row for row in rows for _ in range(settings.samples)]
+    """Means over sampled answers of a policy; an empty answer has no relevance."""
+    asked, texts = sampled_texts(model, rows, seed, settings)
     columns = {key: [row[key] for row in asked] for key in ("prompt", "qtype", "reference")}
     prompts = columns.pop("prompt")
-    texts = sample_answers(net, tokenizer, prompts, seed=seed, max_new_tokens=settings.max_tokens)
     parts = reward_of("R_OE", settings).factors(prompts, texts)
     pairs = zip(prompts, texts, strict=True)
     found = {
@@ -249,14 +232,10 @@ MEASURES: dict[str, Callable[[Record], float]] = {
 
 def plan_of(settings: Settings) -> StudyPlan:
     """The study; makes the policy it begins with."""
-    files = fingerprint(FOLDER, base_policy(settings))
-    files += hashlib.blake2s(Path(settings.data).read_bytes()).hexdigest()
-    return StudyPlan(
-        titles=TITLES, fixed=(UNTRAINED,), rates=settings.rates, shared=None,
-        seeds=settings.seeds, run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms=ABLATIONS, settings=replace(settings, data=""), files=files),
-        quality=itemgetter("reward"), journal=cache_directory() / "relevance_study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "relevance-study", TITLES, run_arm, settings, base=base_policy(settings),
+        options=ABLATIONS, quality=itemgetter("reward"), measures=MEASURES,
+        data=hashlib.blake2s(Path(settings.data).read_bytes()).hexdigest(),
     )  # fmt: skip
 
 
@@ -299,11 +278,10 @@ def add_relevance_study(
     report.tables.append(results(plan, settings, records))
     title = f"{about}: each arm's own reward by learning rate"
     report.figures.append(tuning_figure(title, plan, list(TITLES), records, "reward"))
-    report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def results(plan: StudyPlan, settings: Settings, records: Sequence[Record]) -> ReportTable:
-    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     note = (
         f"{settings.tested} test instructions, {settings.samples} answers each, at most "
         f"{settings.max_tokens} letters; {settings.seeds} seeds. Relevance: cosine with the "
@@ -312,7 +290,7 @@ def results(plan: StudyPlan, settings: Settings, records: Sequence[Record]) -> R
         "its own, not to be compared."
     )
     return study_table(
-        f"Language model and instructions, after {size}, each at its best rate", plan,
+        f"Language model and instructions, after {settings.size}, each at its best rate", plan,
         list(TITLES), records, against=UNTRAINED, less=("words", "relevance", "copied"), note=note,
     )  # fmt: skip
 

@@ -248,7 +248,7 @@ def train(
     net = new_policy(tokenizer, seed).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=0.05)
     history, start = [], time.monotonic()
-    for step, (ids, labels) in enumerate(_batches(tokenizer, data, steps, seed)):
+    for step, (ids, labels) in enumerate(_batches(tokenizer, data, steps, seed, BATCH)):
         for group in optimizer.param_groups:
             group["lr"] = rate(LEARNING_RATE, step, steps)
         kind = torch.device(device).type
@@ -316,7 +316,7 @@ def fine_tuned(
 
 
 def _batches(
-    tokenizer: Any, data: Sequence[Problem], steps: int, seed: int, batch: int = BATCH
+    tokenizer: Any, data: Sequence[Problem], steps: int, seed: int, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """ids (B, L) padded on the right, and labels: the target and the end, -100 elsewhere."""
     rng = np.random.default_rng(seed)

@@ -180,7 +180,8 @@ def _records_of_arm(name: str, runs: Runs, rng: int) -> list[Record]:
     return found
 
 
-SIZES = ("rates", "shared", "seeds")  # these say which runs there are, not what a run does
+# These say which runs there are and where files lie, not what a run does.
+BESIDE = ("rates", "shared", "seeds", "data")
 
 
 def run_key(
@@ -189,10 +190,10 @@ def run_key(
 ) -> str:  # fmt: skip
     """A hash of what decides how a run ends, apart from code and libraries.
 
-    arms: what an arm does, by name; one without is its name. settings: a dataclass, of which SIZES
-    do not count. files: `fingerprint` of what the run starts from.
+    arms: what an arm does, by name; one without is its name. settings: a dataclass, of which BESIDE
+    does not count. files: `fingerprint` of what the run starts from.
     """
-    same = [pair for pair in sorted(asdict(settings).items()) if pair[0] not in SIZES]
+    same = [pair for pair in sorted(asdict(settings).items()) if pair[0] not in BESIDE]
     said = repr((arms.get(name, name), (rate, seed, tuning), same, files,
                  torch.cuda.is_available()))  # fmt: skip
     return hashlib.blake2s(said.encode(), digest_size=8).hexdigest()

@@ -31,9 +31,15 @@ import numpy as np
 import torch
 
 from scoredraw.errors import require
-from scoredraw.papers.policy_study import files_of
-from scoredraw.papers.sentence_embeddings import cache_directory
-from scoredraw.papers.small_policy import FOLDER, Problem, right_answer, shipped_problems
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    dealt_problems,
+    opened,
+    policy_plan,
+)
+from scoredraw.papers.small_policy import Problem, right_answer
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
@@ -41,7 +47,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     part_of,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -50,7 +55,6 @@ from scoredraw.papers.studies import (
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Figure, Report, Series
 from scoredraw.rl import policy_training
-from scoredraw.rl.policy_training import EMBEDDED
 from scoredraw.rl.rollout_groups import RolloutGroup
 from scoredraw.rl.swarm_buffer import SwarmBuffer
 from scoredraw.rl.swarm_training import CausalPolicy, RoundRecord, SAPORunner
@@ -58,48 +62,39 @@ from scoredraw.rl.swarm_transports import InMemory, MemoryHub
 
 
 class Arm(NamedTuple):
-    """Groups of one's own and of others in a batch, and how these are drawn."""
+    """Groups of one's own in a batch, the others being others', and how these are drawn."""
 
     title: str
     local: int
-    external: int
     selection: str = "nonzero_uniform"
 
 
-UNTRAINED, ALONE, FEW, EVEN, MOST = "untrained", "8/0", "6/2", "4/4", "2/6"
+ALONE, FEW, EVEN, MOST = "8/0", "6/2", "4/4", "2/6"
 UNIFORM = "4/4-uniform"
 ARMS = {
-    ALONE: Arm("8/0, each alone", 8, 0),
-    FEW: Arm(FEW, 6, 2),
-    EVEN: Arm(EVEN, 4, 4),
-    MOST: Arm(MOST, 2, 6),
-    UNIFORM: Arm("4/4, drawn without a filter", 4, 4, "uniform"),
+    ALONE: Arm("8/0, each alone", 8),
+    FEW: Arm(FEW, 6),
+    EVEN: Arm(EVEN, 4),
+    MOST: Arm(MOST, 2),
+    UNIFORM: Arm("4/4, drawn without a filter", 4, "uniform"),
 }
 OPTIONS = {name: arm[1:] for name, arm in ARMS.items()}
 TITLES = {UNTRAINED: UNTRAINED, **{name: arm.title for name, arm in ARMS.items()}}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
-
-    rounds: of every node, a batch each, in optimizer steps of `minibatch` answers; generations:
-    answers a group. spared: of a family's training problems, to tune by; tested: of a family's test
-    problems; samples: answers of each node to each of either. rates: of Adam.
-    """
+class Settings(PolicySettings):
+    """steps: rounds of every node, a batch of `prompts` groups each, own and others', in optimizer
+    steps of `minibatch` answers. samples: answers of each node. rates: of Adam."""
 
     families: tuple[str, ...] = ("simple_equations", "count_bits", "spell_backward", "lcm")
-    model: str = EMBEDDED
     nodes: int = 4
-    rounds: int = 14
-    generations: int = 8
+    steps: int = 14
     minibatch: int = 64
     max_tokens: int = 8
     spared: int = 20
     tested: int = 30
     samples: int = 4
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
-    seeds: int = 3
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -121,10 +116,10 @@ def run_arm(
     rows = spared if tuning else tested
     with one_thread(), torch.random.fork_rng(devices=[]):
         if name == UNTRAINED:
-            net, tokenizer = opened(settings)
+            net, tokenizer = opened(settings.model)
             return {"reward": [measured(net, tokenizer, rows, seed, settings)]}
         nets, rounds = swarm(ARMS[name], rate, seed, taught, settings, tell)
-        _, tokenizer = opened(settings)
+        _, tokenizer = opened(settings.model)
         found = [measured(net, tokenizer, rows, seed, settings) for net in nets]
     own = np.array([[record.reward for record in each] for each in rounds])
     return {
@@ -137,21 +132,7 @@ def run_arm(
 
 
 def study_problems(settings: Settings) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """To train on, the last `spared` of each family of those, and to test with."""
-    parts: tuple[list[Problem], list[Problem], list[Problem]] = ([], [], [])
-    for family in settings.families:
-        rows, tests = (shipped_problems(part, [family]) for part in ("train", "test"))
-        first = len(rows) - settings.spared
-        parts[0].extend(rows[:first])
-        parts[1].extend(rows[first:])
-        parts[2].extend(tests[: settings.tested])
-    return parts
-
-
-def opened(settings: Settings) -> tuple[Any, Any]:
-    return policy_training.open_policy(
-        str(FOLDER) if settings.model == EMBEDDED else settings.model
-    )
+    return dealt_problems(settings.families, settings.spared, settings.tested)
 
 
 def swarm(
@@ -166,7 +147,7 @@ def swarm(
     hub, now = MemoryHub(), [0.0]
     nets, runners = [], []
     for k, rng in enumerate(np.random.default_rng([seed, 30]).spawn(settings.nodes)):
-        net, tokenizer = opened(settings)
+        net, tokenizer = opened(settings.model)
         policy = CausalPolicy(
             net, tokenizer, torch.optim.Adam(net.parameters(), rate),
             max_new_tokens=settings.max_tokens, minibatch=settings.minibatch,
@@ -174,17 +155,18 @@ def swarm(
         buffer = SwarmBuffer(InMemory(hub), f"node{k}", ttl=1.0, clock=lambda: now[0])
         generate = partial(written, policy, taught, settings.generations, rng)
         nets.append(net)
-        runners.append(SAPORunner(policy, generate, right_answer, buffer, arm.local, arm.external,
+        runners.append(SAPORunner(policy, generate, right_answer, buffer, arm.local,
+                                  settings.prompts - arm.local,
                                   selection=arm.selection, rng=rng))  # fmt: skip
     rounds = []
-    for t in range(settings.rounds):
+    for t in range(settings.steps):
         records = []
         for k, runner in enumerate(runners):
             now[0] = t + k / settings.nodes
             records.append(runner.round())
         rounds.append(records)
         if tell is not None:
-            tell(t + 1, settings.rounds)
+            tell(t + 1, settings.steps)
     return nets, rounds
 
 
@@ -255,12 +237,9 @@ ABOUT = "Language models"
 
 
 def plan_of(settings: Settings) -> StudyPlan:
-    return StudyPlan(
-        titles=TITLES, fixed=(UNTRAINED,), rates=settings.rates, shared=None, seeds=settings.seeds,
-        run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms=OPTIONS, settings=settings, files=files_of(settings.model)),
-        quality=mean_reward, journal=cache_directory() / "swarm-study.jsonl",
-        steps=settings.rounds, measures=MEASURES,
+    return policy_plan(
+        "swarm-study", TITLES, run_arm, settings, base=settings.model, options=OPTIONS,
+        quality=mean_reward, measures=MEASURES,
     )  # fmt: skip
 
 
@@ -272,7 +251,7 @@ def add_swarm_study(
     plan = plan_of(settings)
     records = run_study(plan, rng, progress)
     report.claims.extend(c.claim(ABOUT, plan, records) for c in COMPARISONS)
-    size = f"{settings.rounds} rounds of {settings.nodes} nodes, 8 x {settings.generations} answers"
+    size = f"{settings.steps} rounds of {settings.nodes} nodes, 8 x {settings.generations} answers"
     note = (
         f"{settings.tested} problems of each of {', '.join(settings.families)}; {settings.seeds} "
         "seeds. Reward: of test problems, the mean of the nodes; over rounds, of their own answers "
@@ -285,14 +264,14 @@ def add_swarm_study(
     title = f"{ABOUT}: reward on spared problems by learning rate"
     report.figures.append(tuning_figure(title, plan, list(ARMS), records, "reward", ALONE))
     report.figures.append(curves(settings, records))
-    report.notes.append("Language models: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def curves(settings: Settings, records: Sequence[Record]) -> Figure:
     lines = []
     for arm, title in list(TITLES.items())[1:]:
         mean = np.mean([record["curve"] for record in part_of(records, arm, "best")], axis=0)
-        rounds = [*range(1, settings.rounds + 1)]
+        rounds = [*range(1, settings.steps + 1)]
         lines.append(Series(title, rounds, mean.tolist(), baseline=arm == ALONE))
     return Figure("line", f"{ABOUT}: reward of the nodes' own answers", "round", "reward", lines)
 

@@ -23,22 +23,26 @@ answers to spared questions with a seed of its own. Test questions ask for new c
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
-from scoredraw.papers.policy_study import files_of
-from scoredraw.papers.sentence_embeddings import cache_directory
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    policy_plan,
+    trained,
+    trained_model,
+)
 from scoredraw.papers.small_policy import Problem, fine_tuned
 from scoredraw.papers.studies import (
     Comparison,
@@ -47,7 +51,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     per_seed,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -55,13 +58,11 @@ from scoredraw.papers.studies import (
 )
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Claim, Report
-from scoredraw.rl.policy_training import PolicyMethod, open_policy, train_policy
-from scoredraw.rl.reward_functions import RewardFunction
+from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, open_policy
 from scoredraw.rl.rollout_tree import VARIANTS, RolloutTree
 from scoredraw.rl.tool_calls import Tool, ToolSandbox, parse_step, table_tool
 from scoredraw.rl.tool_policy import OutcomeReward, PORToolAdvantage, ToolPolicy, ToolTreeRollout
 
-TAUGHT, UNTRAINED = "taught", "untrained"
 RESPONSE = "\n{}\n"
 LONGEST = 256  # letters of a dialogue
 TOGETHER = 32  # questions whose answers are sampled together
@@ -172,11 +173,11 @@ def dialogues(n: int, seed: int = 0) -> list[Problem]:
     return found
 
 
-def base_policy(model: str) -> Path:
-    """The folder of the policy that training starts from: one given, or the one that is taught."""
-    if model != TAUGHT:
-        return Path(model)
-    return fine_tuned(dialogues(DIALOGUES), **SFT)
+def base_policy(settings: Settings) -> str:
+    """The folder of the policy that training starts from; taught now, if it is not yet."""
+    if settings.model != EMBEDDED:
+        return settings.model
+    return str(fine_tuned(dialogues(DIALOGUES), **SFT))
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -203,18 +204,15 @@ TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
+class Settings(PolicySettings):
+    """model: "embedded": the policy that ships after SFT on dialogues.
 
-    steps: batches of `prompts` questions with `generations` answers. max_tokens: of a step;
-    max_length: no step begins that could end beyond it, which with 96 leaves an answer its 40 of
-    256 letters. spared, tested: questions of each kind; samples: answers to each.
+    max_tokens: of a step; max_length: no step begins that could end beyond it, which with 96 leaves
+    an answer its 40 of 256 letters. spared, tested: questions of each kind.
     """
 
-    model: str = TAUGHT
     steps: int = 14
     prompts: int = 4
-    generations: int = 8
     max_fork: int = 2
     max_depth: int = 3
     max_tokens: int = 96
@@ -222,8 +220,6 @@ class Settings:
     spared: int = 16
     tested: int = 20
     samples: int = 3
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
-    seeds: int = 3
 
 
 def run_arm(
@@ -238,10 +234,11 @@ def run_arm(
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
     begun = time.process_time()
     taught, spared, tested = study_problems(settings)
-    rows, start = spared if tuning else tested, str(base_policy(settings.model))
-    with tempfile.TemporaryDirectory() as folder, one_thread(), tool_box() as tools:
+    rows = spared if tuning else tested
+    with tool_box() as tools:
         if name == UNTRAINED:
-            return measured(start, rows, seed, settings, tools)
+            with one_thread():
+                return measured(settings.model, rows, seed, settings, tools)
         method, rollout = method_of(name, seed, settings, tools)
         grown: list[tuple[int, int]] = []
 
@@ -251,14 +248,11 @@ def run_arm(
             if tell is not None:
                 tell(batch, batches)
 
-        reward = cast(RewardFunction, OutcomeReward())
-        run = train_policy(
-            taught, Path(folder), model=start, reward=reward, method=method, about=name,
-            steps=settings.steps, prompts=settings.prompts, generations=settings.generations,
-            learning_rate=rate, max_tokens=settings.max_length, held_out=0,
-            save_every=settings.steps, seed=seed, progress=told,
-        )  # fmt: skip
-        found = measured(str(run.folder / "model"), rows, seed, settings, tools)
+        with trained(
+            taught, settings, method, name=name, rate=rate, seed=seed, reward=OutcomeReward(),
+            max_tokens=settings.max_length, progress=told,
+        ) as run:  # fmt: skip
+            found = measured(trained_model(run), rows, seed, settings, tools)
     answers, drawn = np.mean(grown, axis=0).tolist()
     return {
         **found, "answers a batch": answers, "steps drawn a batch": drawn,
@@ -348,13 +342,9 @@ COMPARISONS = [
 
 def plan_of(settings: Settings) -> StudyPlan:
     """The study; the policy is taught now, if it is not yet."""
-    files = files_of(str(base_policy(settings.model)))
-    return StudyPlan(
-        titles=TITLES, fixed=(UNTRAINED,), rates=settings.rates, shared=None, seeds=settings.seeds,
-        run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms=OPTIONS, settings=settings, files=files),
-        quality=itemgetter("right"), journal=cache_directory() / "tool-study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "tool-study", TITLES, run_arm, settings, base=base_policy(settings), options=OPTIONS,
+        quality=itemgetter("right"), measures=MEASURES,
     )  # fmt: skip
 
 
@@ -371,7 +361,7 @@ def add_tool_study(
     report.claims.append(taught)
     report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS)
     note = (
-        f"{asked.steps} batches of {asked.prompts} x {asked.generations}, each at its best rate; "
+        f"{asked.size}, each at its best rate; "
         f"{asked.tested} test questions of each of {', '.join(KINDS)}, {asked.samples} answers to "
         f"each; {asked.seeds} seeds. One, one and two calls are enough. Malformed: also calls that "
         "fail. Identical siblings of a tree are merged, which leaves fewer answers to train on."
@@ -381,7 +371,7 @@ def add_tool_study(
     ))  # fmt: skip
     title = f"{about}: spared questions right by learning rate"
     report.figures.append(tuning_figure(title, plan, list(ARMS), records, "right", GRPO))
-    report.notes.append(f"{about}: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

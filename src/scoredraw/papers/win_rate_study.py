@@ -16,13 +16,10 @@ most. So every arm is as good as labels for a few problems can make it; all run 
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -30,12 +27,20 @@ import numpy as np
 import torch
 
 from scoredraw.errors import require
-from scoredraw.papers.sentence_embeddings import cache_directory
+from scoredraw.papers.policy_runs import (
+    FEW_SEEDS,
+    UNTRAINED,
+    PolicySettings,
+    dealt_problems,
+    policy_plan,
+    sampled_texts,
+    silent_groups,
+    trained,
+    trained_model,
+)
 from scoredraw.papers.small_policy import (
-    FOLDER,
     Problem,
     fine_tuned,
-    sample_answers,
     shipped_problems,
     worked,
 )
@@ -45,8 +50,6 @@ from scoredraw.papers.studies import (
     Record,
     Step,
     StudyPlan,
-    fingerprint,
-    run_key,
     run_study,
     study_command,
     study_table,
@@ -56,7 +59,7 @@ from scoredraw.papers.training import one_thread
 from scoredraw.reports import Report, ReportTable
 from scoredraw.rl import policy_methods
 from scoredraw.rl.pairwise_rewards import normalised_advantages
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, final_answer, train_policy
+from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod, final_answer
 from scoredraw.rl.reward_functions import completion_text
 
 FAMILY = ("basic_arithmetic",)
@@ -67,32 +70,21 @@ SFT_BATCH = 32
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every run shares, and the sizes of the study.
+class Settings(PolicySettings):
+    """model: "embedded": the policy that ships after SFT on `learned` sums with idle words.
 
-    model: a folder, or "embedded", the policy that ships after SFT on `learned` sums with idle
-    words. right, letter, noise: what the scorer gives; margin: below it scores tie, and the floor.
-    steps: batches of `prompts` problems with `generations` answers. spared: of the training
-    problems, to tune by; tested: of the test problems; samples: answers to each of either. rates:
-    the grid; shared: the rate that all methods also run at; seeds: at both of these.
+    right, letter, noise: what the scorer gives; margin: below it scores tie, and the floor.
     """
 
-    model: str = EMBEDDED
     learned: int = 1920
     right: float = 0.5
     letter: float = 0.005
     noise: float = 0.01
     margin: float = 0.1
     steps: int = 24
-    prompts: int = 8
-    generations: int = 8
     max_tokens: int = 64
-    spared: int = 50
-    tested: int = 100
     samples: int = 4
-    rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4)
-    shared: float = 1e-4
-    seeds: int = 3
+    shared: float | None = 1e-4
 
 
 # ── the scorer and the policy ───────────────────────────────────────────────────────────────────
@@ -150,12 +142,12 @@ def idle_sums(n: int, seed: int = 0) -> list[Problem]:
     return found
 
 
-def base_policy(settings: Settings) -> Path:
+def base_policy(settings: Settings) -> str:
     """The folder of the policy before training from rewards; made once."""
     if settings.model != EMBEDDED:
-        return Path(settings.model)
+        return settings.model
     steps = settings.learned // SFT_BATCH
-    return fine_tuned(idle_sums(settings.learned), steps=steps, batch=SFT_BATCH)
+    return str(fine_tuned(idle_sums(settings.learned), steps=steps, batch=SFT_BATCH))
 
 
 # ── arms ────────────────────────────────────────────────────────────────────────────────────────
@@ -178,7 +170,6 @@ def floored(settings: Settings) -> PolicyMethod:
     return PolicyMethod(lambda _: credit)
 
 
-UNTRAINED = "untrained"
 ARMS = {
     "grpo": Arm("score (GRPO)", lambda _: policy_methods.grpo()),
     "dr_grpo": Arm("score, no deviation (Dr. GRPO)", lambda _: policy_methods.dr_grpo()),
@@ -205,22 +196,17 @@ def run_arm(
     silent, the share of groups without any advantage, and seconds of processor time.
     """
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
-    base, (taught, spared, tested) = str(base_policy(settings)), study_problems(settings)
+    taught, spared, tested = study_problems(settings)
     if name == UNTRAINED:
         with one_thread():
-            return measured(base, tested, seed, settings)
+            return measured(settings.model, tested, seed, settings)
     begun, arm = time.process_time(), ARMS[name]
-    with tempfile.TemporaryDirectory() as folder, one_thread():
-        run = train_policy(
-            taught, Path(folder), model=base, method=arm.method(settings), about=name,
-            reward="exact" if arm.truth else scorer(settings), steps=settings.steps,
-            prompts=settings.prompts, generations=settings.generations, learning_rate=rate,
-            max_tokens=settings.max_tokens, held_out=0, save_every=settings.steps, seed=seed,
-            progress=None if tell is None else lambda i, n, _: tell(i, n),
-        )  # fmt: skip
-        found = measured(str(run.folder / "model"), spared if tuning else tested, seed, settings)
-    silent = [row.get("frac_dead_groups", row["frac_reward_zero_std"]) for row in run.log]
-    return {**found, "silent": float(np.mean(silent)), "seconds": time.process_time() - begun}
+    with trained(
+        taught, settings, arm.method(settings), name=name, rate=rate, seed=seed, tell=tell,
+        reward="exact" if arm.truth else scorer(settings),
+    ) as run:  # fmt: skip
+        found = measured(trained_model(run), spared if tuning else tested, seed, settings)
+    return {**found, "silent": silent_groups(run), "seconds": time.process_time() - begun}
 
 
 def scorer(settings: Settings) -> BiasedScore:
@@ -228,23 +214,13 @@ def scorer(settings: Settings) -> BiasedScore:
 
 
 def study_problems(settings: Settings) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    """To train on, the last `spared` of those, and to test with."""
-    rows, tests = (shipped_problems(part, FAMILY) for part in ("train", "test"))
-    first = len(rows) - settings.spared
-    return rows[:first], rows[first:], tests[: settings.tested]
+    return dealt_problems(FAMILY, settings.spared, settings.tested)
 
 
-def measured(source: str, rows: Sequence[Problem], seed: int, settings: Settings) -> Record:
-    """Means over sampled answers of the policy in a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    net = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    asked = [row for row in rows for _ in range(settings.samples)]
+def measured(model: str, rows: Sequence[Problem], seed: int, settings: Settings) -> Record:
+    """Means over sampled answers of a policy."""
+    asked, texts = sampled_texts(model, rows, seed, settings)
     prompts, answers = ([row[key] for row in asked] for key in ("prompt", "answer"))
-    texts = sample_answers(net, tokenizer, prompts, seed=seed, max_new_tokens=settings.max_tokens)
     return {
         "right": float(np.mean(right(texts, answers))),
         "score": float(np.mean(np.array(scorer(settings)(prompts, texts, answers), np.float64))),
@@ -266,13 +242,9 @@ MEASURES: dict[str, Callable[[Record], float]] = {
 
 def plan_of(settings: Settings) -> StudyPlan:
     """The study; makes the policy it begins with."""
-    files = fingerprint(FOLDER, base_policy(settings))
-    return StudyPlan(
-        titles=TITLES, fixed=(UNTRAINED,), rates=settings.rates, shared=settings.shared,
-        seeds=settings.seeds, run=partial(run_arm, settings=settings),
-        key=partial(run_key, arms={}, settings=settings, files=files),
-        quality=itemgetter("right"), journal=cache_directory() / "win_rate_study.jsonl",
-        steps=settings.steps, measures=MEASURES,
+    return policy_plan(
+        "win-rate-study", TITLES, run_arm, settings, base=base_policy(settings), options={},
+        quality=itemgetter("right"), measures=MEASURES,
     )  # fmt: skip
 
 
@@ -312,13 +284,12 @@ def add_win_rate_study(
     report.tables.extend(results(part, plan, settings, records) for part in ("best", "shared"))
     title = f"{about}: spared problems right by learning rate"
     report.figures.append(tuning_figure(title, plan, list(TITLES), records, "right", "grpo"))
-    report.notes.append("Language model: runs are short and seeds few; only large gaps stand out.")
+    report.notes.append(FEW_SEEDS)
 
 
 def results(
     part: str, plan: StudyPlan, settings: Settings, records: Sequence[Record]
 ) -> ReportTable:
-    size = f"{settings.steps} batches of {settings.prompts} x {settings.generations}"
     at = "each at its best rate" if part == "best" else "all at one rate"
     note = (
         f"{settings.tested} test problems, {settings.samples} answers each, at most "
@@ -327,8 +298,8 @@ def results(
         f"at {settings.margin:g}."
     )
     return study_table(
-        f"Language model and a biased score, after {size}, {at}", plan, list(TITLES), records,
-        part=part, against="grpo", less=("right", "length"), note=note,
+        f"Language model and a biased score, after {settings.size}, {at}", plan,
+        list(TITLES), records, part=part, against="grpo", less=("right", "length"), note=note,
     )  # fmt: skip
 
 
