@@ -36,10 +36,10 @@ import torch
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
     dealt_problems,
+    judge,
     policy_plan,
     trained,
     trained_model,
@@ -63,7 +63,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     per_seed,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -312,9 +311,8 @@ def add_correction_study(
     """Run what the journal lacks, and judge."""
     settings = Settings() if settings is None else settings
     plan = plan_of(settings)
-    records = run_study(plan, rng, progress)
     about = "Language model"
-    report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS)
+    records = judge(report, about, plan, COMPARISONS, rng, progress)
     naive = mean_interval(per_seed(plan, records, "naive", "Δ"))
     name = f"{about}, Δ: {TITLES['naive']}"
     report.claims.append(Claim.within(name, "Δ falls to about 0", naive, -COLLAPSED, COLLAPSED))
@@ -337,7 +335,6 @@ def add_correction_study(
     report.figures.append(
         tuning_figure(title, plan, list(TITLES), records, "right final answers", "naive")
     )
-    report.notes.append(FEW_SEEDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
     dealt_problems,
+    judge,
     opened,
     policy_plan,
     trained,
@@ -53,7 +53,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     part_of,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -271,8 +270,7 @@ def add_penalty_study(
     """Run what the journal lacks, and judge."""
     settings = settings or Settings()
     plan = plan_of(settings)
-    records = run_study(plan, rng, progress)
-    report.claims.extend(c.claim(ABOUT, plan, records) for c in COMPARISONS)
+    records = judge(report, ABOUT, plan, COMPARISONS, rng, progress)
     report.claims.extend(
         same_gain(plan, records, arm, other, part)
         for arm, other in ((ROOT, SEQUENCE), (ROOT, TOKENS), (CHI2, SEQUENCE))
@@ -292,7 +290,6 @@ def add_penalty_study(
     title = f"{ABOUT}: spared problems by λ"
     tuned = tuning_figure(title, plan, TUNED, records, "true reward", SEQUENCE)
     report.figures.extend((tuned, trade(plan, records)))
-    report.notes.append(FEW_SEEDS)
 
 
 def same_gain(plan: StudyPlan, records: Sequence[Record], arm: str, other: str, part: str) -> Claim:

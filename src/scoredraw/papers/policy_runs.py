@@ -14,12 +14,23 @@ import numpy as np
 
 from scoredraw.papers.sentence_embeddings import cache_directory
 from scoredraw.papers.small_policy import FOLDER, Problem, sample_answers, shipped_problems
-from scoredraw.papers.studies import Record, Step, StudyPlan, fingerprint, run_key
+from scoredraw.papers.studies import (
+    Comparison,
+    Progress,
+    Record,
+    Step,
+    StudyPlan,
+    fingerprint,
+    run_key,
+    run_study,
+)
 from scoredraw.papers.training import one_thread
+from scoredraw.reports import Report
 from scoredraw.rl.policy_training import (
     EMBEDDED,
     PolicyMethod,
     PolicyRun,
+    Row,
     open_policy,
     train_policy,
 )
@@ -89,10 +100,15 @@ def trained(
 
     On one thread, what is done with the run, too.
     """
+
+    def progress(batch: int, batches: int, _: Row) -> None:
+        if tell is not None:
+            tell(batch, batches)
+
     usual: dict[str, Any] = {
         "model": settings.model, "steps": settings.steps, "prompts": settings.prompts,
         "generations": settings.generations, "max_tokens": settings.max_tokens,
-        "learning_rate": rate, "progress": tell and (lambda i, n, _: tell(i, n)),
+        "learning_rate": rate, "progress": progress,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, one_thread():
         yield train_policy(
@@ -144,3 +160,15 @@ def policy_plan(
         quality=quality, journal=cache_directory() / f"{study}.jsonl", steps=settings.steps,
         measures=measures,
     )  # fmt: skip
+
+
+def judge(
+    report: Report, about: str, plan: StudyPlan, comparisons: Sequence[Comparison], rng: int,
+    progress: Progress | None = None, arms: Sequence[str] | None = None,
+) -> list[Record]:  # fmt: skip
+    """Run what the journal lacks, and report a claim a comparison -> the records of all runs."""
+    records = run_study(plan, rng, progress, arms)
+    report.claims.extend(c.claim(about, plan, records) for c in comparisons)
+    if FEW_SEEDS not in report.notes:
+        report.notes.append(FEW_SEEDS)
+    return records

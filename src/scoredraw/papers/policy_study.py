@@ -25,10 +25,10 @@ import numpy as np
 
 from scoredraw.errors import require
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
     dealt_problems,
+    judge,
     opened,
     policy_plan,
     silent_groups,
@@ -42,7 +42,6 @@ from scoredraw.papers.studies import (
     Record,
     Step,
     StudyPlan,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -225,14 +224,12 @@ def add_policy_study(
     for task, settings in (TASKS if tasks is None else tasks).items():
         if set(arms) <= set(fitting(settings)):
             plan = plan_of(settings)
-            records = run_study(plan, rng, progress, arms)
             about = f"Language model, {task}"
-            report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS[paper])
+            records = judge(report, about, plan, COMPARISONS[paper], rng, progress, arms)
             for part in ("best", "shared"):
                 report.tables.append(results(part, task, settings, arms, records))
             title = f"{about}: spared problems right by learning rate"
             report.figures.append(tuning_figure(title, plan, arms, records, "pass@1", "grpo"))
-    report.notes.append(FEW_SEEDS)
 
 
 def results(

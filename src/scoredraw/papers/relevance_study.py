@@ -32,9 +32,9 @@ from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
 from scoredraw.papers.answered_questions import VARIABLE, instructions
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
+    judge,
     policy_plan,
     sampled_texts,
     trained,
@@ -48,7 +48,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     per_seed,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -269,16 +268,14 @@ def add_relevance_study(
         report.notes.append(f"Left out, a language model trained by R³: {VARIABLE} names no file.")
         return
     plan = plan_of(settings)
-    records = run_study(plan, rng, progress)
     about = "Language model, instructions"
-    report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS)
+    records = judge(report, about, plan, COMPARISONS, rng, progress)
     seldom = mean_interval(per_seed(plan, records, "R3", "RP"))
     says, rule = "and hardly repeat themselves", "mean RP over seeds at least .95"
     report.claims.append(Claim.at_least(f"{about}, RP: R³", says, seldom, 0.95, rule))
     report.tables.append(results(plan, settings, records))
     title = f"{about}: each arm's own reward by learning rate"
     report.figures.append(tuning_figure(title, plan, list(TITLES), records, "reward"))
-    report.notes.append(FEW_SEEDS)
 
 
 def results(plan: StudyPlan, settings: Settings, records: Sequence[Record]) -> ReportTable:

@@ -32,10 +32,10 @@ import torch
 
 from scoredraw.errors import require
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
     dealt_problems,
+    judge,
     opened,
     policy_plan,
 )
@@ -47,7 +47,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     part_of,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -249,8 +248,7 @@ def add_swarm_study(
     """Run what the journal lacks, and judge."""
     settings = settings or Settings()
     plan = plan_of(settings)
-    records = run_study(plan, rng, progress)
-    report.claims.extend(c.claim(ABOUT, plan, records) for c in COMPARISONS)
+    records = judge(report, ABOUT, plan, COMPARISONS, rng, progress)
     size = f"{settings.steps} rounds of {settings.nodes} nodes, 8 x {settings.generations} answers"
     note = (
         f"{settings.tested} problems of each of {', '.join(settings.families)}; {settings.seeds} "
@@ -264,7 +262,6 @@ def add_swarm_study(
     title = f"{ABOUT}: reward on spared problems by learning rate"
     report.figures.append(tuning_figure(title, plan, list(ARMS), records, "reward", ALONE))
     report.figures.append(curves(settings, records))
-    report.notes.append(FEW_SEEDS)
 
 
 def curves(settings: Settings, records: Sequence[Record]) -> Figure:

@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 from scoredraw.errors import require
 from scoredraw.metrics import mean_interval
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
+    judge,
     policy_plan,
     trained,
     trained_model,
@@ -51,7 +51,6 @@ from scoredraw.papers.studies import (
     Step,
     StudyPlan,
     per_seed,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -354,12 +353,11 @@ def add_tool_study(
     """Run what the journal lacks, and judge."""
     asked = Settings() if settings is None else settings
     plan = plan_of(asked)
-    records = run_study(plan, rng, progress)
     about = "Language model with tools"
+    records = judge(report, about, plan, COMPARISONS, rng, progress)
     before = mean_interval(per_seed(plan, records, UNTRAINED, "right"))
     taught = Claim.within(f"{about}, right: untrained", "taught, but not well", before, 0.2, 0.8)
     report.claims.append(taught)
-    report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS)
     note = (
         f"{asked.size}, each at its best rate; "
         f"{asked.tested} test questions of each of {', '.join(KINDS)}, {asked.samples} answers to "
@@ -371,7 +369,6 @@ def add_tool_study(
     ))  # fmt: skip
     title = f"{about}: spared questions right by learning rate"
     report.figures.append(tuning_figure(title, plan, list(ARMS), records, "right", GRPO))
-    report.notes.append(FEW_SEEDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

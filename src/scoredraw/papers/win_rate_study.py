@@ -28,10 +28,10 @@ import torch
 
 from scoredraw.errors import require
 from scoredraw.papers.policy_runs import (
-    FEW_SEEDS,
     UNTRAINED,
     PolicySettings,
     dealt_problems,
+    judge,
     policy_plan,
     sampled_texts,
     silent_groups,
@@ -50,7 +50,6 @@ from scoredraw.papers.studies import (
     Record,
     Step,
     StudyPlan,
-    run_study,
     study_command,
     study_table,
     tuning_figure,
@@ -278,13 +277,11 @@ def add_win_rate_study(
     """Run what the journal lacks, and judge."""
     settings = Settings() if settings is None else settings
     plan = plan_of(settings)
-    records = run_study(plan, rng, progress)
     about = "Language model, sums"
-    report.claims.extend(c.claim(about, plan, records) for c in COMPARISONS)
+    records = judge(report, about, plan, COMPARISONS, rng, progress)
     report.tables.extend(results(part, plan, settings, records) for part in ("best", "shared"))
     title = f"{about}: spared problems right by learning rate"
     report.figures.append(tuning_figure(title, plan, list(TITLES), records, "right", "grpo"))
-    report.notes.append(FEW_SEEDS)
 
 
 def results(
