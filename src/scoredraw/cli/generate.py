@@ -79,9 +79,7 @@ def text(
         str | None,
         typer.Option(help="A prompt made of columns: 'Question: {question}\\nAnswer:'."),
     ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Go on from the prompt, without the chat template.")
-    ] = False,
+    plain: o.Plain = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a sample.")] = 256,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="1 if not given.")] = None,
     top_p: Annotated[float | None, typer.Option(help="The nucleus' share.")] = None,
@@ -139,11 +137,16 @@ def text(
         typer.echo(json.dumps(facts, indent=2))
         return
     if out is None:
-        for row in rows[:SHOWN]:
-            typer.echo(f"── {row['problem']!r}, sample {row['sample']}\n{row['text']}\n")
-        if len(rows) > SHOWN:
-            typer.echo(f"and {len(rows) - SHOWN:,} more samples (-o FILE writes them all)")
+        show_first(rows)
     typer.echo(sentence(facts))
+
+
+def show_first(rows: list[dict[str, Any]]) -> None:
+    """The first samples, and how many there are besides."""
+    for row in rows[:SHOWN]:
+        typer.echo(f"── {row['problem']!r}, sample {row['sample']}\n{row['text']}\n")
+    if len(rows) > SHOWN:
+        typer.echo(f"and {len(rows) - SHOWN:,} more samples (-o FILE writes them all)")
 
 
 def collected(

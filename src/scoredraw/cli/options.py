@@ -80,6 +80,34 @@ SampleColumns = Annotated[
 ]
 Equal = Annotated[str, typer.Option(help="Answers are the same as text (exact) or as math.")]
 
+Problems = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROBLEMS",
+        help="A table with a column prompt (problem, question) and what the reward reads "
+        "(answer), or embedded, embedded:chain_sum.",
+    ),
+]
+RunFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="The folder of the run.", metavar="FOLDER")
+]
+PolicyModel = Annotated[
+    str, typer.Option(help="embedded, or a folder of transformers.", metavar="MODEL")
+]
+Reward = Annotated[str, typer.Option(help="exact, math, or module:function.", metavar="REWARD")]
+Generations = Annotated[int, typer.Option(min=2, help="Answers a problem.")]
+LearningRate = Annotated[
+    float | None, typer.Option(help="1e-6 if not given, of the embedded model 5e-5.")
+]
+AnswerTokens = Annotated[
+    int | None, typer.Option(min=1, help="Of an answer; 256, of the embedded model 48.")
+]
+HeldOut = Annotated[int, typer.Option(min=0, help="Problems that only measure.")]
+AnswersEach = Annotated[int, typer.Option(min=0, help="Answers to each of those.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Go on from the prompt, without the chat template.")
+]
+
 
 def split(text: str | None) -> list[str] | None:
     """A comma-separated list, or None."""

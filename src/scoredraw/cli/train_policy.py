@@ -7,7 +7,6 @@ import os
 import random
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,42 +28,23 @@ COLUMNS = {
 
 
 def policy(
-    problems: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROBLEMS",
-            help="A table with a column prompt (problem, question) and what the reward reads "
-            "(answer), or embedded, embedded:chain_sum.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder of the run.", metavar="FOLDER")
-    ],
+    problems: o.Problems,
+    out: o.RunFolder,
     method: Annotated[str, typer.Option("--method", "-m", help="How answers are credited.")] = (
         "grpo"
     ),
-    model: Annotated[
-        str, typer.Option(help="embedded, or a folder of transformers.", metavar="MODEL")
-    ] = "embedded",
-    reward: Annotated[
-        str, typer.Option(help="exact, math, or module:function.", metavar="REWARD")
-    ] = "exact",
+    model: o.PolicyModel = "embedded",
+    reward: o.Reward = "exact",
     steps: Annotated[int, typer.Option(min=1, help="Batches of problems.")] = 100,
     prompts: Annotated[int, typer.Option(min=1, help="Problems a batch.")] = 8,
-    generations: Annotated[int, typer.Option(min=2, help="Answers a problem.")] = 8,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="1e-6 if not given, of the embedded model 5e-5.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of an answer; 256, of the embedded model 48.")
-    ] = None,
+    generations: o.Generations = 8,
+    learning_rate: o.LearningRate = None,
+    max_tokens: o.AnswerTokens = None,
     beta: Annotated[float, typer.Option(min=0.0, help="KL to the model as it came.")] = 0.0,
-    held_out: Annotated[int, typer.Option(min=0, help="Problems that only measure.")] = 32,
-    samples: Annotated[int, typer.Option(min=0, help="Answers to each of those.")] = 8,
+    held_out: o.HeldOut = 32,
+    samples: o.AnswersEach = 8,
     save_every: Annotated[int, typer.Option(min=1, help="Batches between checkpoints.")] = 10,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Go on from the prompt, without the chat template.")
-    ] = False,
+    plain: o.Plain = False,
     set_: o.Set = None,
     report: o.ReportPage = None,
     seed: o.Seed = 0,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scoredraw.cli import options as o
 from scoredraw.cli.live import Show, live_table
-from scoredraw.cli.options import Json, Set, given, settings, split
 from scoredraw.cli.train_policy import rows_of
 from scoredraw.errors import InterruptedWorkError, require
 
@@ -39,18 +39,9 @@ EPILOG = (
 
 
 def swarm(
-    problems: Annotated[
-        str,
-        typer.Argument(
-            metavar="PROBLEMS",
-            help="A table with a column prompt (problem, question) and what the reward reads "
-            "(answer), or embedded, embedded:chain_sum.",
-        ),
-    ],
+    problems: o.Problems,
     node: Annotated[str, typer.Option(help="Its name in the swarm, no other's.", metavar="NAME")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The folder of the run.", metavar="FOLDER")
-    ],
+    out: o.RunFolder,
     listen: Annotated[
         str | None,
         typer.Option(help="Where others reach this node: tcp/127.0.0.1:7447.", metavar="ENDPOINT"),
@@ -62,12 +53,8 @@ def swarm(
         Path | None,
         typer.Option(help="A folder that the nodes share, instead.", metavar="SHARED"),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="embedded, or a folder of transformers.", metavar="MODEL")
-    ] = "embedded",
-    reward: Annotated[
-        str, typer.Option(help="exact, math, or module:function.", metavar="REWARD")
-    ] = "exact",
+    model: o.PolicyModel = "embedded",
+    reward: o.Reward = "exact",
     columns: Annotated[
         str | None,
         typer.Option(help="Columns to send along for the reward; all if not given.", metavar="A,B"),
@@ -75,7 +62,7 @@ def swarm(
     rounds: Annotated[int, typer.Option(min=1, help="Each ends with an update.")] = 100,
     local: Annotated[int, typer.Option(min=1, help="Own problems a round.")] = 4,
     external: Annotated[int, typer.Option(min=0, help="Groups of others a round.")] = 4,
-    generations: Annotated[int, typer.Option(min=2, help="Answers a problem.")] = 8,
+    generations: o.Generations = 8,
     selection: Annotated[
         str,
         typer.Option(
@@ -83,12 +70,8 @@ def swarm(
             "advantage_magnitude or newest."
         ),
     ] = "nonzero_uniform",
-    learning_rate: Annotated[
-        float | None, typer.Option(help="1e-6 if not given, of the embedded model 5e-5.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of an answer; 256, of the embedded model 48.")
-    ] = None,
+    learning_rate: o.LearningRate = None,
+    max_tokens: o.AnswerTokens = None,
     wait: Annotated[
         float, typer.Option(min=0.0, help="Seconds a round waits for groups of others; 0 never.")
     ] = 0.0,
@@ -99,12 +82,12 @@ def swarm(
             metavar="MODULE:FUNCTION",
         ),
     ] = None,
-    held_out: Annotated[int, typer.Option(min=0, help="Problems that only measure.")] = 32,
-    samples: Annotated[int, typer.Option(min=0, help="Answers to each of those.")] = 8,
+    held_out: o.HeldOut = 32,
+    samples: o.AnswersEach = 8,
     save_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10,
-    set_: Set = None,
+    set_: o.Set = None,
     seed: Annotated[int, typer.Option(min=0, help="With the node's name, of all it draws.")] = 0,
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Train a language model as a node of a swarm, and leave it in FOLDER/model.
 
@@ -115,9 +98,9 @@ def swarm(
     the folder can take part under any name: keep them to networks that you trust. A reward of your
     own that runs answers or columns runs what others wrote.
     """
-    others = settings(set_)
+    others = o.settings(set_)
     of_zenoh = {name: others.pop(name) for name in OF_ZENOH if name in others}
-    rows = kept_columns(rows_of(problems), split(columns))
+    rows = kept_columns(rows_of(problems), o.split(columns))
     ends = {"listen": endpoints("listen", listen), "connect": endpoints("connect", connect)}
     from scoredraw.rl.swarm_node import last_checkpoint, train_node
 
@@ -155,7 +138,7 @@ def kept_columns(rows: list[dict[str, Any]], wanted: list[str] | None) -> list[d
 
 def endpoints(argument: str, text: str | None) -> list[str] | None:
     """A comma-separated list of endpoints, each in a form that Zenoh knows."""
-    found = split(text)
+    found = o.split(text)
     for one in [] if found is None else found or [""]:
         fine = bool(ENDPOINT.fullmatch(one))
         if one.partition("/")[0] in ("tcp", "udp", "tls", "quic", "ws"):
@@ -173,7 +156,7 @@ def joined(
     from scoredraw.rl.rollout_groups import check_name
     from scoredraw.rl.swarm_transports import Directory, Zenoh
 
-    places = given(**ends)
+    places = o.given(**ends)
     check_name(node, "node")
     require(bool(places) or folder is not None, "folder", "no --listen, --connect or --folder",
             "endpoints or a folder")  # fmt: skip
