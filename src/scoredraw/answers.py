@@ -129,8 +129,14 @@ def _is_hashable(answer: Any) -> bool:
 
 
 def _first_appearance(values: NDArray[Any]) -> Int:
-    """Equal values by number, 0, 1, ... in order of first appearance."""
-    return np.asarray(pa.array(values).dictionary_encode().indices, np.int64)
+    """Equal integers, truth values or texts by number, 0, 1, ... in order of first appearance.
+
+    Told apart by their bytes, so that surrogates and foreign byte orders will do.
+    """
+    held = np.ascontiguousarray(values)
+    buffers = [None, pa.py_buffer(held)]
+    same = pa.FixedSizeBinaryArray.from_buffers(pa.binary(held.itemsize), len(held), buffers)
+    return np.asarray(same.dictionary_encode().indices, np.int64)
 
 
 def _renumber(codes: Int, problem: Int) -> Int:

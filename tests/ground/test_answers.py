@@ -304,3 +304,18 @@ def test_a_pool_without_samples_codes_or_scores() -> None:
         AnswerPool.of(["a"]).scores("rewards")
     with pytest.raises(InputError, match="lengths: got None"):
         AnswerPool.of(["a"], logprobs=[-1]).scores("mean_logprob")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        np.array(["a\ud800", "b", "a\ud800"]), np.array(["", "x" * 1000, ""]),
+        np.array([1, 2, 1], ">i8"), np.array([True, False, True]),
+        np.array([5, 0, 6, 0, 5, 0], np.uint8)[::2], np.array([b"7", b"12", b"7"]),
+        np.array([0.0, np.inf, -0.0]),
+    ],
+)  # fmt: skip
+def test_arrays_of_every_kind(answers: np.ndarray) -> None:
+    looped = group_answers(answers.tolist()).tolist()
+    assert group_answers(answers).tolist() == looped
+    assert group_answers(answers[:0]).tolist() == []
