@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scoredraw.errors import InputError
-from scoredraw.rl.policy_methods import chi2_penalty
+from scoredraw.rl.policy_methods import chi2_penalty, rlcr
 from scoredraw.rl.policy_training import (
     AnswerReward,
     PolicyMethod,
@@ -24,6 +24,7 @@ from scoredraw.rl.policy_training import (
     read_problems,
     train_policy,
 )
+from scoredraw.rl.relevance_reward import R3Reward
 from scoredraw.rl.reward_groups import centre, chain, group_rewards
 from scoredraw.rl.trainer import Rollouts
 
@@ -40,6 +41,13 @@ def centred(rollouts: Rollouts) -> torch.Tensor:
     return chain(centre())(group_rewards(rollouts.reward, rollouts.group_ids))
 
 
+def letters_of(texts: list[str]) -> np.ndarray:
+    """Length-one vectors of how often each of a few letters comes."""
+    counts = np.array([[1 + text.count(c) for c in "abcde"] for text in texts], np.float64)
+    return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+NEEDY = PolicyMethod(rewards=lambda _: [R3Reward(letters_of, 4)])
 CENTRED = PolicyMethod(lambda tokenizer: centred, {"num_iterations": 2})
 
 
@@ -59,7 +67,8 @@ def train(model: str) -> Callable[..., Any]:
             "generations": 4, "max_tokens": 5, "learning_rate": 1e-2, "save_every": 2,
             "held_out": 2, "samples": 2,
         }  # fmt: skip
-        return train_policy(PROBLEMS, out, **{**settings, **options})
+        given = {**settings, **options}
+        return train_policy(given.pop("problems", PROBLEMS), out, **given)
 
     return run
 
@@ -123,6 +132,33 @@ def test_a_penalty_for_leaving_where_it_began(tmp_path: Path, train: Callable[..
     for row in run.log:
         both = row["rewards/vowels/mean"] + row["rewards/kl_penalty/mean"]
         assert row["reward"] == pytest.approx(both, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "said"),
+    [
+        (
+            {"reward": "exact"},
+            [{"question": "1+1="}] * 4,
+            "problems: got columns prompt, want answer",
+        ),
+        ({"method": rlcr()}, [{"question": "1+1="}] * 4, "answer: got no column, want a column of"),
+        ({"method": NEEDY}, PROBLEMS, "qtype: got no column"),
+    ],
+)
+def test_what_a_reward_reads_has_to_be_there(
+    options: dict[str, Any], rows: list[dict[str, str]], said: str, tmp_path: Path, model: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        train_policy(rows, tmp_path / "run", **{"model": model, "steps": 1, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_of_its_own_needs_no_answers(tmp_path: Path, train: Callable[..., Any]) -> None:
+    rows = [{"question": f"{a}?", "qtype": "OPENENDED"} for a in range(8)]
+    run = train(tmp_path / "run", problems=rows, reward="exact", method=NEEDY, steps=1)
+    assert (run.before, run.after, run.gain) == ({}, {}, None)
+    assert run.log[0]["reward"] != 0
 
 
 def test_a_reward_that_raises(tmp_path: Path, train: Callable[..., Any]) -> None:

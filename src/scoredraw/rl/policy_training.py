@@ -251,18 +251,20 @@ def train_policy(
 ) -> PolicyRun:  # fmt: skip
     """Train `model` on problems from a reward and leave it in the folder `out`.
 
-    problems: as `read_problems`; the last `held_out` (at most a quarter) only measure. model: what
-    `load_model` takes, or "embedded". reward: as `find_reward`, or a function under TRL's
-    contract. about: the method's name. steps: batches of `prompts` problems with `generations`
-    answers each; a method may make two optimizer steps of a batch.
-    learning_rate: 1e-6, of the embedded model 5e-5. max_tokens: of an answer, 256 (embedded 48).
-    beta: KL to the model as it came. samples: answers a held-out problem. plain: a text is a prompt
-    to go on from, also for a model with a chat template, where it is else what the user says.
-    progress: called with the batch, all batches and TRL's numbers at the first step of each.
+    problems: as `read_problems`; the last `held_out` (at most a quarter) only measure; none where a
+    method has a reward of its own and the problems lack answers for `reward`. model: what
+    `load_model` takes, or "embedded". reward: as `find_reward`, or a function under TRL's contract.
+    about: the method's name. steps: batches of `prompts` problems with `generations` answers each;
+    a method may make two optimizer steps of a batch. learning_rate: 1e-6, of the embedded model
+    5e-5. max_tokens: of an answer, 256 (embedded 48). beta: KL to the model as it came. samples:
+    answers a held-out problem. plain: a text is a prompt to go on from, also for a model with a
+    chat template, where it is else what the user says. progress: called with the batch, all batches
+    and TRL's numbers at the first step of each.
 
     The same call resumes an interrupted run from its last checkpoint (every save_every batches).
-    Raises InputError for problems and rewards as those functions, fewer than two generations, and
-    a folder that holds something else or a run with other settings.
+    Raises InputError, before anything is written, for problems and rewards as those functions and
+    problems without what the rewards read, fewer than two generations, and a folder that holds
+    something else or a run with other settings.
     """
     rows = read_problems(problems)
     method = method or PolicyMethod()
@@ -273,7 +275,9 @@ def train_policy(
     learning_rate = (5e-5 if small else 1e-6) if learning_rate is None else learning_rate
     max_tokens = (48 if small else 256) if max_tokens is None else max_tokens
     scorer = find_reward(reward) if isinstance(reward, str) else GuardedReward(reward)
-    spared = min(held_out, len(rows) // 4)
+    rewards = _rewards_of(method, scorer, rows)
+    readable = reads_answers(reward, rows, needed=method.rewards is None)
+    spared = min(held_out, len(rows) // 4) if readable else 0
     said = json.dumps(rows, default=str).encode()
     rows, measured = rows[: len(rows) - spared], rows[len(rows) - spared :]
     settings = {
@@ -297,7 +301,7 @@ def train_policy(
         return np.nan_to_num(found, nan=0.0)
 
     before = quality()
-    trainer = _trainer(net, tokenizer, rows, scorer, method, settings, out, save_every, progress)
+    trainer = _trainer(net, tokenizer, rows, rewards, method, settings, out, save_every, progress)
     trainer.train(resume_from_checkpoint=_last_checkpoint(out))
     log = [_numbers(row) for row in trainer.state.log_history if "reward" in row]
     after = quality()
@@ -317,8 +321,31 @@ def train_policy(
     return run
 
 
+def _rewards_of(
+    method: PolicyMethod, scorer: RewardFunction, rows: Sequence[Mapping[str, Any]]
+) -> list[RewardFunction]:
+    """The reward functions of a run; InputError where a method's own lack what they read."""
+    rewards = [scorer] if method.rewards is None else list(method.rewards(scorer))
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+    prompts = [row["prompt"] for row in rows]
+    for own in rewards:
+        if own is not scorer:  # which never raises
+            own(prompts=prompts, completions=[""] * len(rows), **columns)
+    return rewards
+
+
+def reads_answers(
+    reward: str | RewardFunction, rows: Sequence[Mapping[str, Any]], *, needed: bool = True
+) -> bool:
+    """Whether "exact" and "math" find their column answer; InputError where it is needed."""
+    fine = not isinstance(reward, str) or ":" in reward or "answer" in rows[0]
+    came, wanted = f"columns {', '.join(rows[0])}", f"answer, for the reward {reward}"
+    require(fine or not needed, "problems", came, wanted)
+    return fine
+
+
 def _trainer(
-    net: Any, tokenizer: Any, rows: list[dict[str, Any]], reward: RewardFunction,
+    net: Any, tokenizer: Any, rows: list[dict[str, Any]], rewards: list[RewardFunction],
     method: PolicyMethod, settings: Mapping[str, Any], out: Path, save_every: int,
     progress: Callable[[int, int, Row], None] | None,
 ) -> Any:  # fmt: skip
@@ -348,8 +375,7 @@ def _trainer(
     options = dict(method.trainer_options(total)) if method.trainer_options else {}
     if method.advantage is not None:
         options["advantage_fn"] = method.advantage(tokenizer)
-    rewards = [reward] if method.rewards is None else list(method.rewards(reward))
-    rewards += [method.penalty(net, tokenizer)] if method.penalty else []
+    rewards = rewards + ([method.penalty(net, tokenizer)] if method.penalty else [])
     trainer = kind(
         model=net, reward_funcs=rewards, args=config, train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer, callbacks=[Live()], **options,

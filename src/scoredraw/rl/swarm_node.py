@@ -38,6 +38,7 @@ from scoredraw.rl.policy_training import (
     open_policy,
     pass_at,
     read_problems,
+    reads_answers,
     rewards_of_samples,
 )
 from scoredraw.rl.reward_functions import (
@@ -310,8 +311,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The problems; the answer is the text that others get, so that all score the same."""
     rows = read_problems(problems)
-    known = "answer" in rows[0] or reward not in ("exact", "math")
-    require(known, "problems", f"columns {', '.join(rows[0])}", f"answer, for the reward {reward}")
+    reads_answers(reward, rows)
     return [
         row if row.get("answer") is None else {**row, "answer": str(row["answer"])} for row in rows
     ]
