@@ -17,7 +17,6 @@ from scoredraw.diffusion.tree_proposals import (
     finite_chain,
     masked_chain,
     paper_branches,
-    pipeline_chain,
     token_chain,
 )
 from scoredraw.diffusion.tree_sampling import DiffusionTree
@@ -169,54 +168,6 @@ def test_exact_values_by_counting_all_paths() -> None:
 
 
 # ── networks ────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module")
-def unet() -> Any:
-    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["DDIM", "DDPM"])
-def test_a_unet_makes_the_images_of_its_pipeline(unet, name: str) -> None:
-    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
-    scheduler = getattr(diffusers, f"{name}Scheduler")(clip_sample=False)
-    pipe = getattr(diffusers, f"{name}Pipeline")(unet, scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    options = {"eta": 1.0} if name == "DDIM" else {}
-    images = pipe(
-        batch_size=2, generator=torch.Generator().manual_seed(7), num_inference_steps=4,
-        output_type="np", **options,
-    ).images  # fmt: skip
-    chain = pipeline_chain(unet, scheduler, 4, branch_at=())
-    x = chain.run(None, 0, chain.source(7), n=2)[0]
-    made = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(made, images, atol=1e-5)
-    if name == "DDIM":
-        with pytest.raises(InputError, match=r"eta: got 0\.0"):
-            pipeline_chain(unet, scheduler, 4, eta=0.0)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_tree_over_a_unet(unet) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    chain = pipeline_chain(unet, diffusers.DDIMScheduler(), 4, branch_at=(4, 2))
-    tree = DiffusionTree(
-        chain, lambda x: x.mean((1, 2, 3)), C=1.0, alpha=0.7, lam=20.0, batch_size=4, generator=0,
-        offload=True,
-    )  # fmt: skip
-    tree.grow(nfe=80)
-    assert tree.sample(3).shape == (3, 1, 8, 8)
-    assert tree.nfe <= 80
-    means = tree.sample(50).mean((1, 2, 3))
-    assert float(means.mean()) > float(tree.states.at(tree.leaves).mean())
-    with pytest.raises(InputError, match="scheduler: got"):
-        pipeline_chain(unet, diffusers.EulerDiscreteScheduler(), 4)
 
 
 def test_tokens_of_a_causal_model_have_its_law(tiny_model: str) -> None:

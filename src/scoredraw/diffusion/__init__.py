@@ -35,7 +35,8 @@ __getattr__, __dir__, __all__ = exports(
         "kernel_regression": "ntk_relu SpectralRegression rwy_stopping_step discrepancy_step "
         "WideNetwork",
         "tree_sampling": "DiffusionTree tree_sample",
-        "tree_proposals": "MarkovChain diffusion_chain pipeline_chain token_chain masked_chain",
+        "tree_proposals": "MarkovChain diffusion_chain token_chain masked_chain",
+        "pipeline_chains": "pipeline_chain latent_chain latent_images",
         "steering_baselines": "weighted_rollouts particle_steering twisted_steering "
         "guided_rollouts",
         "states": "EpsFunction",

@@ -7,10 +7,11 @@ root. Here are the chains of
 
     diffusion_chain   x_s = alpha_s x̂_0 + sqrt(sigma_s² - c²) eps + c z,
                       c² = η² sigma_s² (1 - rho_s²/rho_t²): DDIM, with η = 1 the ancestral step
-    pipeline_chain    a diffusers UNet with its scheduler
     token_chain       a causal model of transformers
     masked_chain      masked diffusion of tokens
     finite_chain      transition matrices, whose every value `exact_values` knows
+
+Those of diffusers' pipelines are in `pipeline_chains`.
 
 A step may also come with log p/q, where it was drawn from another law q than the chain's own p.
 
@@ -193,54 +194,6 @@ def diffusion_chain(
 
     first = prior if callable(prior) else _gaussian(tuple(prior), schedule.prior_std, tensors)
     return MarkovChain(first, step, count, branch_at, tensors, False, predict, move, finish)
-
-
-def pipeline_chain(
-    unet: Any,
-    scheduler: Any,
-    steps: int = 50,
-    *,
-    eta: float = 1.0,
-    branch_at: Iterable[int] | None = None,
-    device: Any = None,
-) -> MarkovChain:
-    """An unconditional UNet of diffusers under its `DDIMScheduler` (noise η) or `DDPMScheduler`.
-
-    States are images (n, C, H, W) on `device` (by default where the UNet is). The scheduler is
-    copied, so the pipeline keeps its own. Raises InputError for eta outside (0, 1] and a scheduler
-    whose steps have no noise.
-    """
-    import inspect
-
-    import torch
-
-    require(0 < eta <= 1, "eta", eta, "in (0, 1]: without noise all children are equal")
-    takes = inspect.signature(scheduler.step).parameters
-    noisy = "eta" in takes or hasattr(scheduler, "_get_variance")
-    came = type(scheduler).__name__
-    require("generator" in takes and noisy, "scheduler", came, "a DDIMScheduler or DDPMScheduler")
-    own = type(scheduler).from_config(scheduler.config)
-    own.set_timesteps(whole(steps, "steps", 1))
-    options = {"eta": eta} if "eta" in takes else {}
-    size = unet.config.sample_size
-    dims = (unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    where = unet.device if device is None else device
-
-    def predict(x: Any, i: int) -> Any:
-        t = own.timesteps[i]
-        return unet(own.scale_model_input(x, t), t).sample
-
-    def step(x: Any, i: int, source: Any) -> Any:
-        t = own.timesteps[i]
-        with torch.no_grad():
-            made = own.step(predict(x, i), t, x, generator=source, **options)
-        return made.prev_sample
-
-    def prior(n: int, source: Any) -> Any:
-        drawn = torch.randn(n, *dims, generator=source, device=source.device)
-        return drawn.to(where) * own.init_noise_sigma
-
-    return MarkovChain(prior, step, len(own.timesteps), branch_at, True)
 
 
 # ── discrete ────────────────────────────────────────────────────────────────────────────────────

@@ -36,9 +36,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,7 +177,7 @@ def check_options(
 ) -> None:
     """InputError for an option that `group_advantages` doesn't know."""
     require(estimator in GROUP_METHODS, "estimator", repr(estimator), ", ".join(GROUP_METHODS))
-    count = isinstance(num_virtual, Integral) and num_virtual >= 0
+    count = isinstance(num_virtual, int | np.integer) and num_virtual >= 0
     require(count, "num_virtual", num_virtual, "0 or more, and whole")
     require(ddof in {0, 1}, "ddof", ddof, "0 or 1")
     require(0 <= eps < math.inf, "eps", eps, "a number of at least 0")
