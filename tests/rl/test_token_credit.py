@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scoredraw.errors import InputError
 from scoredraw.rl.token_credit import (
     at_step_ends,
+    leading_tokens,
     over_steps,
     returns_to_go,
-    step_of_token,
     whiten,
 )
 
@@ -42,18 +42,25 @@ def test_against_the_loop(case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     values, mask, ends, T = case
     N, S = mask.shape
     last, spread = torch.zeros(N, T), torch.zeros(N, T)
-    which = torch.full((N, T), S)
     for i in range(N):
         start = 0
         for j in range(S):
             if mask[i, j]:
                 stop = int(ends[i, j])
                 last[i, stop] = values[i, j]
-                spread[i, start : stop + 1], which[i, start : stop + 1] = values[i, j], j
+                spread[i, start : stop + 1] = values[i, j]
                 start = stop + 1
     assert torch.equal(at_step_ends(values, mask, ends, T), last)
     assert torch.equal(over_steps(values, mask, ends, T), spread)
-    assert torch.equal(step_of_token(mask, ends, T), which)
+
+
+@pytest.mark.property
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_leading_tokens(rows: list[list[bool]]) -> None:
+    want = [[*row, False].index(False) for row in rows]
+    unbroken = all(not any(row[n:]) for row, n in zip(rows, want, strict=True))
+    length, whole = leading_tokens(torch.tensor(rows))
+    assert (length.tolist(), whole) == (want, unbroken)
 
 
 @pytest.mark.property

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from scoredraw.errors import InputError, require
 from scoredraw.rl.reward_groups import group_rewards
+from scoredraw.rl.token_credit import leading_tokens
 
 Int = NDArray[np.int64]
 
@@ -186,7 +187,7 @@ def prefix_tree(
     groups = group_rewards(torch.zeros(B), group_ids, num_generations)
     P, W = len(groups.table), max(groups.table.shape[1], 1)
     group = groups.groups().cpu().numpy()
-    ends = _lengths(kept.cpu().numpy())
+    ends = _lengths(kept)
     order, common = _alphabetical(ids.cpu().numpy(), ends, group)
     first = np.searchsorted(group[order], np.arange(P))
     place = np.empty(B, np.int64)
@@ -255,17 +256,16 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, torch.arange(ids.shape[1]) < length[:, None]
 
 
-def _lengths(mask: NDArray[np.bool_]) -> Int:
+def _lengths(mask: Tensor) -> Int:
     """(B,) tokens before the first gap; InputError where something comes after it."""
-    B, T = mask.shape
-    if T == 0:
-        return np.zeros(B, np.int64)
-    length = np.where(mask.all(axis=1), T, mask.argmin(axis=1)).astype(np.int64)
-    if np.count_nonzero(mask) != length.sum():  # one cheap look at a good mask
-        row = int(np.flatnonzero(mask.sum(axis=1) != length)[0])
+    if mask.shape[1] == 0:
+        return np.zeros(len(mask), np.int64)
+    length, unbroken = leading_tokens(mask)
+    if not unbroken:
+        row = int((mask.sum(dim=1) != length).nonzero()[0])
         came = f"row {row} padded on the left" if not length[row] else f"a hole in row {row}"
         raise InputError(f"mask: got {came}, want the tokens first and then the padding")
-    return length
+    return length.cpu().numpy()
 
 
 def _alphabetical(ids: NDArray[Any], length: Int, group: Int) -> tuple[Int, Int]:

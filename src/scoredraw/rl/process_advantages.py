@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from scoredraw.errors import require
@@ -41,7 +40,15 @@ from scoredraw.rl.process_credit import (
     separator_tokens,
 )
 from scoredraw.rl.reward_groups import group_rewards, reward_vector
-from scoredraw.rl.token_credit import at_step_ends, check_steps, returns_to_go, whiten
+from scoredraw.rl.token_credit import (
+    at_step_ends,
+    check_steps,
+    leading_tokens,
+    returns_to_go,
+    runs,
+    step_tokens,
+    whiten,
+)
 
 if TYPE_CHECKING:
     from scoredraw.rl.trainer import Rollouts
@@ -161,7 +168,8 @@ def baselined_rewards(
 class _Batch:
     """x: (N, S) float64 what each step earns; real, end: (N, S); mask: (N, T); group: (N,).
 
-    upto: (N, S) response tokens up to the end of each step, 0 for masked ones; length: (N,).
+    upto: (N, S) response tokens up to the end of each step, 0 for masked ones; length: (N,) all of
+    them; unbroken: whether nothing else comes before or between them.
     """
 
     x: Tensor
@@ -171,6 +179,7 @@ class _Batch:
     group: Tensor
     upto: Tensor
     length: Tensor
+    unbroken: bool
     dtype: torch.dtype
 
     @property
@@ -188,18 +197,15 @@ class _Batch:
         return spread.scatter(1, last[:, None], values[:, None])
 
     def spread(self, x: Tensor, constant: Tensor | float) -> Tensor:
-        """(N, T): a token's Σ of the x of its own and later steps, plus constant (N,).
-
-        It begins as the total and falls by x where a step has ended: one running sum of a matrix
-        of zeros, with nothing else of that size.
-        """
-        T = self.mask.shape[1]
-        change = torch.zeros(self.mask.shape, dtype=self.dtype, device=self.mask.device)
-        change[:, 0] = (x.sum(dim=1) + constant).to(self.dtype)
-        inner = self.real & (self.end + 1 < T)
-        place = torch.where(inner, self.end + 1, 0)
-        change.scatter_add_(1, place, torch.where(inner, -x, 0.0).to(self.dtype))
-        return change.cumsum_(dim=1).masked_fill_(~self.mask, 0.0)
+        """(N, T): a token's Σ of the x of its own and later steps, plus constant (N,)."""
+        T, steps = self.mask.shape[1], step_tokens((self.end + 1) * self.real)
+        last = steps.sum(dim=1, keepdim=True)
+        stop = self.length.long()[:, None] if self.unbroken else torch.full_like(last, T)
+        rest = x.new_zeros(len(x), 1) + torch.as_tensor(constant).reshape(-1, 1)  # after the steps
+        values = torch.cat([x.flip(1).cumsum(1).flip(1) + rest, rest, torch.zeros_like(rest)], 1)
+        counts = torch.cat([steps, stop - last, T - stop], 1)
+        found = runs(values.to(self.dtype), counts, T)
+        return found if self.unbroken else found.masked_fill_(~self.mask, 0.0)
 
 
 def _batch(
@@ -222,9 +228,14 @@ def _batch(
     name = "num_generations" if group_ids is None else "group_ids"
     require(not single, name, "a group of one answer", "two or more, to compare with the others")
     x = min_form_rewards(r, real, temperature, how, gamma)
-    tokens = mask.cumsum(dim=1, dtype=torch.int16 if mask.shape[1] < 2**15 else torch.int32)
-    upto = tokens.gather(1, torch.where(real, end, 0)).double() * real
-    return _Batch(x, real, end, mask, groups.groups(), upto, tokens[:, -1].double(), dtype)
+    length, unbroken = leading_tokens(mask)
+    upto = (end + 1) * real
+    if not unbroken:
+        tokens = mask.cumsum(dim=1, dtype=torch.int16 if mask.shape[1] < 2**15 else torch.int32)
+        upto, length = tokens.gather(1, torch.where(real, end, 0)) * real, tokens[:, -1]
+    return _Batch(
+        x, real, end, mask, groups.groups(), upto.double(), length.double(), unbroken, dtype
+    )
 
 
 def _less_steps(batch: _Batch, baseline: str) -> Tensor:
@@ -279,16 +290,6 @@ def _others(x: Tensor, group: Tensor) -> Tensor:
     """(N,): the sum of x over the other rows of the group."""
     size = int(group.max()) + 1 if len(group) else 0
     return x.new_zeros(size).index_add(0, group, x)[group] - x
-
-
-def step_tokens(upto: Tensor) -> Tensor:
-    """(N, S) tokens of each step, from those up to its end, 0 for masked steps.
-
-    >>> step_tokens(torch.tensor([[2, 0, 5]])).tolist()
-    [[2, 0, 3]]
-    """
-    before = pad(upto.cummax(dim=1).values[:, :-1], (1, 0))
-    return (upto - before).clamp(min=0)
 
 
 def _outcomes(outcome: Any, coef: float, batch: _Batch) -> Tensor | None:

@@ -33,7 +33,7 @@ from scoredraw.errors import require
 from scoredraw.rl.group_advantages import compared
 from scoredraw.rl.prefix_tree import PrefixTree, prefix_tree
 from scoredraw.rl.reward_groups import chain, group_rewards, reward_vector, scale
-from scoredraw.rl.token_credit import returns_to_go
+from scoredraw.rl.token_credit import returns_to_go, runs
 
 if TYPE_CHECKING:
     from scoredraw.rl.trainer import Rollouts
@@ -127,10 +127,10 @@ def advantages_on_tree(
     require(standing.shape == tree.length.shape, "rewards", came, want)
     standing = standing.to(tree.length.device)
     own = standing.double().nan_to_num(nan=0.0) * (variant != "td_only")
-    at = torch.arange(tree.longest, device=own.device, dtype=torch.int32)
-    written = at < tree.length.int()[:, None]  # half the bytes of int64 to compare
     if variant == "grpo" or (lam == 0 and variant != "mc_baseline"):
-        found = torch.where(written, own.to(standing.dtype)[:, None], 0.0)
+        each, written = own.to(standing.dtype), tree.length
+        counts = torch.stack([written, tree.longest - written], 1)
+        found = runs(torch.stack([each, torch.zeros_like(each)], 1), counts, tree.longest)
         if variant != "grpo":  # only branches are looked at: no other array is made of (B, T)
             rows, tokens, change = _branches(tree, standing)
             credit = (own[rows] + td_coef * change) * ~standing[rows].isnan()
@@ -140,8 +140,9 @@ def advantages_on_tree(
         part = -tree.means(standing)[:, : tree.longest]
     else:
         part = returns_to_go(token_changes(tree, standing), gamma=lam)
-    found = torch.where(written, own[:, None] + td_coef * part, 0.0).to(standing.dtype)
-    return found.masked_fill_(standing.isnan()[:, None], 0.0)
+    past = torch.arange(tree.longest, device=own.device) >= tree.length[:, None]
+    found = (own[:, None] + td_coef * part).to(standing.dtype)
+    return found.masked_fill_(past | standing.isnan()[:, None], 0.0)
 
 
 def check_credit(td_coef: float, variant: str, lam: float) -> None:

@@ -5,8 +5,10 @@ A step is a run of tokens that ends at token `ends`; the next one begins after i
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from scoredraw.errors import require
 
@@ -34,25 +36,20 @@ def over_steps(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) -> 
     ...            torch.tensor([[1, 3]]), 5)
     tensor([[1., 1., 2., 2., 0.]])
     """
-    step = step_of_token(step_mask, ends, length)
     check_steps(values, step_mask, ends, length)
-    padded = torch.nn.functional.pad(values * step_mask, (0, 1))
-    return padded.gather(1, step)
+    counts = step_tokens((ends + 1) * step_mask)
+    rest = length - counts.sum(dim=1, keepdim=True)
+    return runs(pad(values * step_mask, (0, 1)), torch.cat([counts, rest], dim=1), length)
 
 
-def step_of_token(step_mask: Tensor, ends: Tensor, length: int) -> Tensor:
-    """(N, T) int64: the place in the row of the step that holds each token; S after the last.
+def step_tokens(upto: Tensor) -> Tensor:
+    """(N, S) tokens of each step, from those up to its end, 0 for masked steps.
 
-    >>> step_of_token(torch.tensor([[True, False, True]]), torch.tensor([[1, 0, 3]]), 5)
-    tensor([[0, 0, 2, 2, 3]])
+    >>> step_tokens(torch.tensor([[2, 0, 5]])).tolist()
+    [[2, 0, 3]]
     """
-    check_steps(ends.double(), step_mask, ends, length)
-    S = step_mask.shape[1]
-    last = torch.full((len(ends), length + 1), -1, device=ends.device)
-    at = torch.arange(S, device=ends.device).expand_as(ends)
-    last = last.scatter(1, torch.where(step_mask, ends, length), at)[:, :length]
-    last = torch.where(last < 0, S, last)
-    return last.flip(1).cummin(dim=1).values.flip(1)
+    before = pad(upto.cummax(dim=1).values[:, :-1], (1, 0))
+    return (upto - before).clamp(min=0)
 
 
 def check_steps(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) -> None:
@@ -68,9 +65,41 @@ def check_steps(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) ->
     outside = real[(real < 0) | (real >= length)][:1].tolist()
     require(inside, "step_end", outside, f"tokens of the response, 0 to {length - 1}")
     known = torch.where(step_mask, ends, -1).cummax(dim=1).values
-    before = torch.nn.functional.pad(known[:, :-1], (1, 0), value=-1)
+    before = pad(known[:, :-1], (1, 0), value=-1)
     rises = bool(((ends > before) | ~step_mask).all())
     require(rises, "step_end", "ends that do not rise", "each step ending after the one before")
+
+
+def runs(values: Tensor, counts: Tensor, length: int) -> Tensor:
+    """(N, T): row n is values[n, 0] counts[n, 0] times, then values[n, 1] counts[n, 1] times, ...
+
+    values, counts: (N, R); the counts of a row add up to length, T.
+
+    >>> runs(torch.tensor([[1.0, 2.0]]), torch.tensor([[2, 1]]), 3)
+    tensor([[1., 1., 2.]])
+    """
+    if values.device.type != "cpu":
+        found = values.flatten().repeat_interleave(counts.flatten())
+    else:  # twenty times as fast as torch's
+        found = torch.from_numpy(np.repeat(values.detach().numpy().ravel(), counts.numpy().ravel()))
+    return found.reshape(len(values), length)
+
+
+def leading_tokens(mask: Tensor) -> tuple[Tensor, bool]:
+    """(N,) int64 tokens of each row before its first gap, and whether no row has any after it.
+
+    mask: (N, T) bool, T >= 1.
+
+    >>> leading_tokens(torch.tensor([[True, True, False], [True, False, False]]))
+    (tensor([2, 1]), True)
+    """
+    if mask.device.type != "cpu":
+        length, count = mask.long().cumprod(dim=1).sum(dim=1), mask.count_nonzero()
+    else:  # looks no further than the gap
+        m = mask.numpy()
+        length = torch.from_numpy(np.where(m.all(axis=1), m.shape[1], m.argmin(axis=1)))
+        count = torch.tensor(np.count_nonzero(m))
+    return length, bool(count == length.sum())
 
 
 def returns_to_go(x: Tensor, mask: Tensor | None = None, gamma: float = 1.0) -> Tensor:
