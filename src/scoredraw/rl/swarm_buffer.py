@@ -29,7 +29,7 @@ import logging
 import math
 import secrets
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -216,7 +216,7 @@ class _Entry:
 class _Share:
     """What one peer holds: its entries by arrival, and their characters."""
 
-    keys: dict[int, None] = field(default_factory=dict)
+    keys: OrderedDict[int, None] = field(default_factory=OrderedDict)
     size: int = 0
 
 
@@ -294,8 +294,9 @@ class SwarmBuffer:
         self.verifiers = None if verifiers is None else frozenset(verifiers)
         self._clock = clock
         self._counts: Counter[str] = Counter()
-        self._entries: dict[int, _Entry] = {}
-        self._seen: dict[int, None] = {}
+        # the first of a plain dict is found only past all that were deleted before it
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._seen: OrderedDict[int, None] = OrderedDict()
         self._shares: dict[str, _Share] = {}
         self._characters = 0
         self._last = 0.0
@@ -410,7 +411,7 @@ class SwarmBuffer:
             return "duplicate"
         self._seen[key] = None
         if len(self._seen) > REMEMBERED * self.max_groups:
-            del self._seen[next(iter(self._seen))]
+            self._seen.popitem(last=False)
         entry = _Entry(group, now, group.size())
         self._entries[key] = entry
         share = self._shares.setdefault(group.peer, _Share())
