@@ -28,6 +28,7 @@ from scoredraw.rl.policy_loss import clipped_policy_loss
 from scoredraw.rl.process_advantages import process_advantages
 from scoredraw.rl.rollout_tree import Proposals, RolloutTree, portool_advantages, tree_rollout
 from scoredraw.rl.tempo import tempo_advantages
+from scoredraw.rl.token_credit import over_steps
 
 Lists = list[list[float]]
 Int = NDArray[np.int64]
@@ -39,10 +40,10 @@ EPS_TEMPO, EPS_PORTOOL = 1e-8, 1e-6
 
 
 def credit(*, tiny: bool = False) -> Iterator[Contest | Limit]:
-    """Three contests of credit, and TEMPO's share of a training step."""
+    """Contests of three kinds of credit, and TEMPO's share of a training step."""
     yield from tempo(tiny)
     yield from pure(tiny)
-    yield portool(tiny)
+    yield from portool(tiny)
 
 
 def spread(x: list[float]) -> tuple[float, float]:
@@ -285,17 +286,22 @@ def by_columns(batch: Scored) -> Tensor:
 # ── PORTool ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def portool(tiny: bool) -> Contest:
-    """Both sides begin with the parent and format reward of each step, and ends with outcomes."""
-    Q = 4 if tiny else 128
+def portool(tiny: bool) -> Iterator[Contest]:
+    """Both sides begin with the parent and format reward of each step, and ends with outcomes.
+
+    First of steps alone, then on all tokens of the trajectories.
+    """
+    Q, T = (4, 64) if tiny else (128, 4096)
     table = tree_rollout(proposals, 8, queries=Q, rng=0, merge=False, truncated=-1.0).table
     roots = np.where(table.depth == 1, -1 - table.query, table.parent)
     form, outcome = table.format_reward, table.outcome
     ends = table.paths[np.arange(len(table.paths)), table.length - 1]
-
-    def theirs() -> Float:
-        lists = (x.tolist() for x in (roots, form, ends, outcome))
-        return padded(by_steps(*lists), table.paths.shape[1])
+    lists = [x.tolist() for x in (roots, form, ends, outcome)]
+    B, D = table.paths.shape
+    written = torch.from_numpy(table.paths >= 0)
+    last = torch.from_numpy(np.sort(np.random.default_rng(0).permuted(
+        np.tile(np.arange(T), (B, 1)), axis=1)[:, :D], axis=1))  # fmt: skip
+    stops = [row[:n] for row, n in zip(last.tolist(), table.length.tolist(), strict=True)]
 
     def ours() -> NDArray[np.float64]:
         tree = RolloutTree()
@@ -303,8 +309,40 @@ def portool(tiny: bool) -> Contest:
         tree.finish(ends, outcome)
         return portool_advantages(tree, gamma=GAMMA)
 
-    what = f"PORTool advantages, {len(ends):,} trajectories of {Q} queries, {len(roots):,} steps"
-    return Contest(what, "dictionaries of steps", ours, theirs, alike, 1 / FASTER)
+    def on_tokens() -> Tensor:
+        return over_steps(torch.from_numpy(ours()).float(), written, last, T)
+
+    def by_slices() -> Float:
+        found = np.zeros((B, T), np.float32)
+        for row, values, own in zip(found, by_steps(*lists), stops, strict=True):
+            start = 0
+            for value, stop in zip(values, own, strict=True):
+                row[start : stop + 1], start = value, stop + 1
+        return found
+
+    what = f"PORTool advantages, {B:,} trajectories of {Q} queries, {len(roots):,} steps"
+    yield Contest(
+        what, "dictionaries of steps", ours, lambda: padded(by_steps(*lists), D), alike, 1 / FASTER
+    )
+    what += f", T = {T:,}"
+    loop = single(lambda: padded([token_by_token(*row) for row in
+                                  zip(by_steps(*lists), stops, strict=True)], T))  # fmt: skip
+    yield Contest(
+        what, "dictionaries of steps, a loop over tokens", single(on_tokens), loop, alike,
+        1 / FASTER, repeats=5,
+    )  # fmt: skip
+    yield Contest(
+        what, "dictionaries of steps, slices", single(on_tokens), single(by_slices), alike,
+        repeats=5,
+    )  # fmt: skip
+
+
+def token_by_token(values: list[float], stops: list[int]) -> list[float]:
+    """The value of its step for every token."""
+    found: list[float] = []
+    for value, stop in zip(values, stops, strict=True):
+        found.extend(value for _ in range(len(found), stop + 1))
+    return found
 
 
 def proposals(parents: Int, random: np.random.Generator) -> Proposals:

@@ -53,7 +53,7 @@ def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         ("images", 1),
         ("schedulers", 4),
         ("advantages", 4),
-        ("credit", 5),
+        ("credit", 7),
         ("swarm", 2),
     ],
 )
