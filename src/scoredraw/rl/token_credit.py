@@ -60,10 +60,8 @@ def check_steps(values: Tensor, step_mask: Tensor, ends: Tensor, length: int) ->
     came = f"{tuple(values.shape)}, {shape}, {tuple(ends.shape)}"
     require(fits, "step values, step_mask, step_end", came, "all (N, S)")
     require(ends.dtype == torch.int64, "step_end", ends.dtype, "torch.int64")
-    real = ends[step_mask]
-    inside = not real.numel() or (int(real.min()) >= 0 and int(real.max()) < length)
-    outside = real[(real < 0) | (real >= length)][:1].tolist()
-    require(inside, "step_end", outside, f"tokens of the response, 0 to {length - 1}")
+    outside = ends[step_mask & ((ends < 0) | (ends >= length))][:1].tolist()
+    require(not outside, "step_end", outside, f"tokens of the response, 0 to {length - 1}")
     known = torch.where(step_mask, ends, -1).cummax(dim=1).values
     before = pad(known[:, :-1], (1, 0), value=-1)
     rises = bool(((ends > before) | ~step_mask).all())
