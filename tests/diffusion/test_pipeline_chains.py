@@ -80,23 +80,76 @@ def text_unet() -> Any:
     ).eval()  # fmt: skip
 
 
-def stable_diffusion(unet: Any, scheduler: Any) -> Any:
+def autoencoder(channels: int) -> Any:
     torch.manual_seed(1)
-    vae = diffusers.AutoencoderKL(
-        latent_channels=2, block_out_channels=(4,) * 4, norm_num_groups=2, layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+    return diffusers.AutoencoderKL(
+        latent_channels=channels, block_out_channels=(4,) * 4, norm_num_groups=2,
+        layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    ).eval()  # fmt: skip
+
+
+def stable_diffusion(unet: Any, scheduler: Any) -> Any:
     return diffusers.StableDiffusionPipeline(
-        vae.eval(), None, None, unet, scheduler, None, None, requires_safety_checker=False
+        autoencoder(2), None, None, unet, scheduler, None, None, requires_safety_checker=False
     )
 
 
 def asked() -> dict[str, Any]:
-    source = torch.Generator().manual_seed(3)
-    words, nothing = torch.randn(2, 1, 5, 8, generator=source)
+    words, nothing = gaussians(2, 1, 5, 8)
     return {
         "prompt_embeds": words, "negative_prompt_embeds": nothing, "guidance_scale": 4.0,
     }  # fmt: skip
+
+
+def gaussians(*shape: int) -> Any:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def xl(scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(8,), layers_per_block=1,
+        norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+        addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=56,
+    )  # fmt: skip
+    parts = (autoencoder(2), None, None, None, None, unet.eval(), scheduler)
+    pipe = diffusers.StableDiffusionXLPipeline(*parts, add_watermarker=False)
+    words, nothing = gaussians(2, 1, 8)
+    more = {"pooled_prompt_embeds": words, "negative_pooled_prompt_embeds": nothing}
+    return pipe, asked() | more
+
+
+def pixart(scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(0)
+    network = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=2, out_channels=4, num_layers=1,
+        cross_attention_dim=8, sample_size=4, patch_size=2, caption_channels=8, norm_num_groups=4,
+        use_additional_conditions=False,
+    )  # fmt: skip
+    pipe = diffusers.PixArtAlphaPipeline(None, None, autoencoder(2), network.eval(), scheduler)
+    seen = torch.ones(1, 5)
+    return pipe, asked() | {
+        "prompt_attention_mask": seen, "negative_prompt_attention_mask": seen,
+        "negative_prompt": None, "use_resolution_binning": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [xl, pixart])
+def test_other_pipelines(make: Any) -> None:
+    pipe, inputs = make(diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
+    first = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(7))
+    whole = pipe(
+        latents=first, num_images_per_prompt=2, num_inference_steps=STEPS, output_type="latent",
+        generator=torch.Generator().manual_seed(8), eta=1.0, **inputs,
+    ).images  # fmt: skip
+    chain = latent_chain(pipe, STEPS, branch_at=(4, 1), **inputs)
+    source = chain.source(8)
+    x = chain.run(first, 1, source)[0]
+    assert torch.equal(chain.run(x, 2, source)[0], whole)
+    assert latent_images(pipe, x, **inputs).shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
