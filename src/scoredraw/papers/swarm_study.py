@@ -230,7 +230,6 @@ COMPARISONS = [
     *(Comparison(EVEN, UNIFORM, m, FILTER) for m in BOTH),
     Comparison(UNIFORM, ALONE, "reward", "sharing helps"),
     Comparison(EVEN, ALONE, "worst node", "sharing helps"),
-    Comparison(MOST, EVEN, "oscillation", "2/6 oscillates"),
 ]
 ABOUT = "Language models"
 
@@ -253,7 +252,8 @@ def add_swarm_study(
     note = (
         f"{settings.tested} problems of each of {', '.join(settings.families)}; {settings.seeds} "
         "seeds. Reward: of test problems, the mean of the nodes; over rounds, of their own answers "
-        "in training. Others' groups: used by a node in a round."
+        "in training. Oscillation: also of there being fewer of them. Others' groups: used by a "
+        "node in a round."
     )
     title = f"{ABOUT}, own/others' groups, {size}, each at its best rate"
     report.tables.append(study_table(
