@@ -54,6 +54,16 @@ def test_against_the_loop(case: tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     assert torch.equal(over_steps(values, mask, ends, T), spread)
 
 
+def test_steps_of_half_precision_and_with_gradients() -> None:
+    where = torch.tensor([[True, True]]), torch.tensor([[1, 3]]), 5
+    x = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    over_steps(x, *where).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[2.0, 2.0]]
+    half = over_steps(x.detach().bfloat16(), *where)
+    assert (half.dtype, half.tolist()) == (torch.bfloat16, [[1.0, 1.0, 2.0, 2.0, 0.0]])
+
+
 @pytest.mark.property
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_leading_tokens(rows: list[list[bool]]) -> None:

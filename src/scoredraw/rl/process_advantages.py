@@ -201,7 +201,7 @@ class _Batch:
         T, steps = self.mask.shape[1], step_tokens((self.end + 1) * self.real)
         last = steps.sum(dim=1, keepdim=True)
         stop = self.length.long()[:, None] if self.unbroken else torch.full_like(last, T)
-        rest = x.new_zeros(len(x), 1) + torch.as_tensor(constant).reshape(-1, 1)  # after the steps
+        rest = (x.new_zeros(len(x)) + constant)[:, None]  # after the steps
         values = torch.cat([x.flip(1).cumsum(1).flip(1) + rest, rest, torch.zeros_like(rest)], 1)
         counts = torch.cat([steps, stop - last, T - stop], 1)
         found = runs(values.to(self.dtype), counts, T)

@@ -76,10 +76,11 @@ def runs(values: Tensor, counts: Tensor, length: int) -> Tensor:
     >>> runs(torch.tensor([[1.0, 2.0]]), torch.tensor([[2, 1]]), 3)
     tensor([[1., 1., 2.]])
     """
-    if values.device.type != "cpu":
+    plain = values.device.type == "cpu" and not values.requires_grad
+    if plain and values.dtype != torch.bfloat16:  # twenty times as fast as torch's
+        found = torch.from_numpy(np.repeat(values.numpy().ravel(), counts.numpy().ravel()))
+    else:
         found = values.flatten().repeat_interleave(counts.flatten())
-    else:  # twenty times as fast as torch's
-        found = torch.from_numpy(np.repeat(values.detach().numpy().ravel(), counts.numpy().ravel()))
     return found.reshape(len(values), length)
 
 
