@@ -22,15 +22,6 @@ pytestmark = pytest.mark.contract
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def unet() -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
 def test_a_unet_makes_the_images_of_its_pipeline(unet, name: str) -> None:
@@ -70,14 +61,9 @@ def test_a_tree_over_a_unet(unet) -> None:
 # ── pipelines of latents ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def text_unet() -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(8,), layers_per_block=1,
-        norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
-    ).eval()  # fmt: skip
+def quiet_ddim() -> Any:
+    """As Stable Diffusion wants it."""
+    return diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
 
 
 def autoencoder(channels: int) -> Any:
@@ -87,12 +73,6 @@ def autoencoder(channels: int) -> Any:
         layers_per_block=1, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     ).eval()  # fmt: skip
-
-
-def stable_diffusion(unet: Any, scheduler: Any) -> Any:
-    return diffusers.StableDiffusionPipeline(
-        autoencoder(2), None, None, unet, scheduler, None, None, requires_safety_checker=False
-    )
 
 
 def asked() -> dict[str, Any]:
@@ -139,7 +119,7 @@ def pixart(scheduler: Any) -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.parametrize("make", [xl, pixart])
 def test_other_pipelines(make: Any) -> None:
-    pipe, inputs = make(diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
+    pipe, inputs = make(quiet_ddim())
     first = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(7))
     whole = pipe(
         latents=first, num_images_per_prompt=2, num_inference_steps=STEPS, output_type="latent",
@@ -154,10 +134,12 @@ def test_other_pipelines(make: Any) -> None:
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
 @pytest.mark.parametrize("branch_at", [(), (4, 1), (3, 2, 1)])
-def test_edge_by_edge_a_pipeline_makes_its_own_latents(text_unet, name: str, branch_at) -> None:
+def test_edge_by_edge_a_pipeline_makes_its_own_latents(
+    stable_diffusion, name: str, branch_at
+) -> None:
     scheduler = getattr(diffusers, f"{name}Scheduler")(clip_sample=False, steps_offset=1)
-    pipe = stable_diffusion(text_unet, scheduler)
-    first = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(7))
+    pipe = stable_diffusion("StableDiffusionPipeline", scheduler)
+    first = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     pipe.set_progress_bar_config(leave=False)
     whole = pipe(
         latents=first, num_images_per_prompt=3, num_inference_steps=STEPS, output_type="latent",
@@ -181,11 +163,11 @@ def chain_from(chain: Any, x: Any, source: Any) -> Any:
     return x
 
 
-def test_images_of_latents_are_those_of_the_pipeline(text_unet) -> None:
-    pipe = stable_diffusion(text_unet, diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
-    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(7))
+def test_images_of_latents_are_those_of_the_pipeline(stable_diffusion) -> None:
+    pipe = stable_diffusion("StableDiffusionPipeline", quiet_ddim())
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(7))
     calls = []
-    hook = text_unet.register_forward_hook(lambda *_: calls.append(1))
+    hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
     made = latent_images(pipe, x, batch=2, **asked())
     hook.remove()
     with torch.no_grad():
@@ -194,8 +176,8 @@ def test_images_of_latents_are_those_of_the_pipeline(text_unet) -> None:
     torch.testing.assert_close(made, (said / 2 + 0.5).clamp(0, 1))
 
 
-def test_a_tree_over_a_text_to_image_pipeline(text_unet) -> None:
-    pipe = stable_diffusion(text_unet, diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
+def test_a_tree_over_a_text_to_image_pipeline(stable_diffusion) -> None:
+    pipe = stable_diffusion("StableDiffusionPipeline", quiet_ddim())
     chain = latent_chain(pipe, STEPS, branch_at=(4, 2), **asked())
 
     def reward(x: Any) -> Any:
@@ -208,13 +190,13 @@ def test_a_tree_over_a_text_to_image_pipeline(text_unet) -> None:
     assert float(reward(tree.sample(30)).mean()) > float(every)
 
 
-def test_what_is_refused_leaves_the_pipeline_as_it_was(text_unet) -> None:
-    pipe = stable_diffusion(text_unet, diffusers.DDIMScheduler(clip_sample=False, steps_offset=1))
+def test_what_is_refused_leaves_the_pipeline_as_it_was(stable_diffusion) -> None:
+    pipe = stable_diffusion("StableDiffusionPipeline", quiet_ddim())
     scheduler = pipe.scheduler
     with pytest.raises(InputError, match=r"eta: got 0\.0"):
         latent_chain(pipe, STEPS, eta=0.0, **asked())
     with pytest.raises(InputError, match="pipe: got DDIMPipeline without latents"):
-        latent_chain(diffusers.DDIMPipeline(text_unet, scheduler), STEPS)
+        latent_chain(diffusers.DDIMPipeline(pipe.unet, scheduler), STEPS)
     chain = latent_chain(pipe, STEPS, branch_at=(), **{**asked(), "guidance_scale": "much"})
     with pytest.raises(TypeError):
         chain.run(None, 0, chain.source(0), n=1)

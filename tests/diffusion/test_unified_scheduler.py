@@ -220,15 +220,6 @@ def generated(pipe: Any, count: int, **arguments: Any) -> np.ndarray:
     return pipe(generator=start, num_inference_steps=count, output_type="np", **arguments).images
 
 
-@pytest.fixture(scope="module")
-def unet() -> Any:
-    torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    ).eval()  # fmt: skip
-
-
 @pytest.mark.parametrize("name", ["DDIMPipeline", "DDPMPipeline"])
 def test_a_pipeline_is_given_one_saved_and_loaded(name, unet, tmp_path) -> None:
     pipe = getattr(diffusers, name)(unet, diffusers.DDPMScheduler(beta_schedule="scaled_linear"))
