@@ -25,17 +25,18 @@ from scoredraw.rl.relevance_reward import CONSTRAINED, OPEN  # noqa: E402
 pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache", "no_instructions")]
 
 THINGS = ("bread", "rivers", "chess", "violins", "rain", "bees", "glass", "maps")
+UNTRAINED = {"words", "relevance", "shared words", "repetition", "copied"}  # what is measured
 WANTED = ("Describe", "Give a reason for", "Name a book about")
 
 
 def made_up() -> list[dict[str, str]]:
-    """Two dozen instructions, one twice, one too long, one in letters that the policy lacks."""
+    """Two dozen instructions, one of them twice, one long and one too long."""
     rows = [
         {"input": f"{want}  {thing}.", "output": f"{thing.title()} are old and new.\nSo they say.",
          "qtype": CONSTRAINED if want == WANTED[2] else OPEN}
         for want in WANTED for thing in THINGS
     ]  # fmt: skip
-    odd = [f"Describe {'long ' * 30}bread.", "Décris le pain.", "Describe bread."]
+    odd = [f"Describe {'long ' * 30}bread.", f"Describe {'long ' * 60}bread.", "Describe bread."]
     return rows + [{"input": text, "output": "No.", "qtype": OPEN} for text in odd]
 
 
@@ -57,9 +58,10 @@ def settings(new_born: str, tmp_path_factory: pytest.TempPathFactory) -> rs.Sett
 
 def test_instructions_are_dealt_out_once(settings: rs.Settings) -> None:
     parts = rs.instruction_rows(settings)
-    assert [len(part) for part in parts] == [9, 8, 3, 4]
+    assert [len(part) for part in parts] == [10, 8, 3, 4]
+    assert parts[0][-1]["prompt"] == f"Describe {'long ' * 30}bread.\n"
     rows = [row for part in parts for row in part]
-    texts = [row["prompt"] for row in rows]
+    texts = [row["prompt"] for row in rows if len(row["prompt"]) <= settings.asked]
     assert set(texts) == {f"{want} {thing}.\n" for want in WANTED for thing in THINGS}
     assert len(set(texts)) == len(texts)
     by_text = {row["prompt"]: row for row in rows}
@@ -77,11 +79,11 @@ def test_instructions_are_dealt_out_once(settings: rs.Settings) -> None:
 def test_measures_of_a_copy(settings: rs.Settings) -> None:
     question = "Give a reason for bees."
     texts = [question, "Bees are old.", "", "bees bees bees bees bees bees"]
-    reward = rs.reward_of("relevance", settings)
-    values = np.array(reward([question] * 4, texts), np.float64)
-    assert values[0] == pytest.approx(1)
-    assert 0 < values[1] < 1
-    assert values[2] == 0
+    for reward in (rs.reward_of("relevance", settings), rs.judge_of_words(settings)):
+        values = np.array(reward([question] * 4, texts), np.float64)
+        assert values[0] == pytest.approx(1)
+        assert 0 < values[1] < 1
+        assert values[2] == 0
     parts = rs.reward_of("R_OE", settings).factors([question] * 4, texts)
     assert parts.repetition.tolist() == [1, 1, 1, 0.25]
     assert np.array(rs.reward_of("LI", settings)([question] * 4, texts)) == pytest.approx(
@@ -92,7 +94,7 @@ def test_measures_of_a_copy(settings: rs.Settings) -> None:
     R3 = rs.reward_of("R3", settings)
     columns = {"qtype": [OPEN, CONSTRAINED], "reference": ["x", question]}
     both = np.array(R3([question] * 2, [question] * 2, **columns), np.float64)
-    assert both == pytest.approx([0.06, settings.most_words / 100])
+    assert both == pytest.approx([0.06, settings.max_tokens / 100])
 
 
 @pytest.mark.parametrize("name", list(rs.ARMS))
@@ -100,7 +102,7 @@ def test_a_run_is_complete(name: str, settings: rs.Settings) -> None:
     steps: list[tuple[int, int]] = []
     record = rs.run_arm(name, 1e-3, 0, tell=lambda i, n: steps.append((i, n)), settings=settings)
     assert steps == [(1, 2), (2, 2)]
-    assert set(record) == {"words", "relevance", "repetition", "copied", "reward", "seconds"}
+    assert set(record) == {*UNTRAINED, "reward", "seconds"}
     assert 0 < record["words"] <= 24
     assert 0 < record["repetition"] <= 1
     assert 0 < record["copied"] < 0.5
@@ -114,7 +116,7 @@ def test_the_same_call_gives_the_same_run(settings: rs.Settings) -> None:
     first, again = (rs.run_arm("R3", 1e-3, 0, settings=settings) for _ in range(2))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
     bare = rs.run_arm(rs.UNTRAINED, 0.0, 0, settings=settings)
-    assert set(bare) == {"words", "relevance", "repetition", "copied"}
+    assert set(bare) == UNTRAINED
     assert rs.run_arm("R3", 1e-3, 0, tuning=True, settings=settings)["words"] != first["words"]
 
 
@@ -135,6 +137,7 @@ def test_claims_hold_and_fail(
         sign = 1 if true else -1
         names = ("words", "relevance", "repetition", "copied")
         found: Record = {k: sign * v for k, v in zip(names, ends[name], strict=True)}
+        found["shared words"] = found["relevance"]
         return found | ({} if name == rs.UNTRAINED else {"reward": -abs(np.log2(rate / 2e-3))})
 
     monkeypatch.setattr(rs, "run_arm", run_arm)
@@ -161,11 +164,21 @@ def test_without_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rs.settings_of_environment() == rs.Settings(data="instructions.json")
 
 
+def test_without_stories(
+    settings: rs.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCOREDRAW_STORIES", str(tmp_path / "none"))
+    report = Report(paper=14, scale="study", seed=0)
+    rs.add_relevance_study(report, 0, replace(settings, model=rs.STORIES))
+    assert not report.claims
+    assert report.notes[0].startswith(f"{rs.LEFT_OUT}: stories15M is not there: npm pack")
+
+
 def test_keys_and_refusals(settings: rs.Settings, tmp_path: Path) -> None:
     def key(name: str = "R3", tuning: bool = False, **changed: Any) -> str:
         return rs.plan_of(replace(settings, **changed)).key(name, 1e-3, 0, tuning)
 
-    keys = [key(), key("LI"), key(tuning=True), key(most_words=9)]
+    keys = [key(), key("LI"), key(tuning=True), key(max_tokens=9)]
     assert len(set(keys)) == len(keys)
     text = Path(settings.data).read_text()
     copy, other = tmp_path / "copy.json", tmp_path / "other.json"

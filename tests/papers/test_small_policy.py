@@ -221,4 +221,9 @@ def test_further_training_is_made_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     net, tokenizer = open_policy(str(folder))
     assert set(sp.sample_answers(net, tokenizer, ["3?\n", "5?\n"], do_sample=False)) == {"#yes"}
-    assert sp.fine_tuned(rows, steps=1, batch=8) != folder
+    assert tokenizer.padding_side == "left"
+    other = sp.fine_tuned(rows, steps=1, batch=8)
+    further = sp.fine_tuned(rows, source=str(folder), steps=1, batch=8)  # of what was made before
+    assert len({folder, other, further}) == 3
+    texts = sp.sample_answers(*open_policy(str(further)), ["3?\n"], do_sample=False)
+    assert texts == ["#yes"]

@@ -1,10 +1,10 @@
 """What a language model becomes when relevance, length or both are its reward.
 
-The small policy is taught English, of a kind, on instructions and the beginnings of their answers,
-and trained on other ones by R³ and by what it is made of: relevance alone, length, length without
-repetition. The instructions are the short ones of $SCOREDRAW_ALPACAFARM (`answered_questions`). The
-retriever is the cosine of TF-IDF, of runs of three and four letters: a policy that spells letter by
-letter misspells words. An answer has 80 letters at most, so that not much length is to be had.
+stories15M, which writes children's stories, is taught what instructions and the beginnings of their
+answers look like, and trained on other, short ones by R³ and by what it is made of: relevance
+alone, length, length without repetition. The instructions are those of $SCOREDRAW_ALPACAFARM
+(`answered_questions`), the retriever is a sentence encoder (cosine). What is learned is also judged
+by a retriever that no arm is rewarded by: words that instruction and answer share, by TF-IDF.
 
 There is no truth to tune by, so each rate is chosen by what a user sees: the arm's own reward, on
 spared instructions. What is reported is measured on others again.
@@ -28,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from scoredraw.errors import require
+from scoredraw.errors import MissingExtraError, require
 from scoredraw.metrics import mean_interval
 from scoredraw.papers.answered_questions import VARIABLE, instructions
+from scoredraw.papers.p14_r3 import by_words
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,
@@ -40,7 +41,8 @@ from scoredraw.papers.policy_runs import (
     trained,
     trained_model,
 )
-from scoredraw.papers.small_policy import LETTERS, Problem, fine_tuned
+from scoredraw.papers.sentence_embeddings import model_folder
+from scoredraw.papers.small_policy import Problem, fine_tuned
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
@@ -54,8 +56,14 @@ from scoredraw.papers.studies import (
 )
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Claim, Report, ReportTable
-from scoredraw.rl.policy_training import EMBEDDED, PolicyMethod
-from scoredraw.rl.relevance_reward import ABLATIONS, CONSTRAINED, OPEN, R3Reward
+from scoredraw.rl.policy_training import PolicyMethod
+from scoredraw.rl.relevance_reward import (
+    ABLATIONS,
+    CONSTRAINED,
+    OPEN,
+    MeanPooledEncoder,
+    R3Reward,
+)
 
 ARMS = {  # of `ABLATIONS`
     "R3": "R³", "relevance": "relevance alone", "LI": "length alone",
@@ -63,25 +71,27 @@ ARMS = {  # of `ABLATIONS`
 }  # fmt: skip
 TITLES = {UNTRAINED: "untrained", **ARMS}
 SPLIT = 0  # the seed that deals instructions out
-SFT_BATCH = 32
+STORIES = "stories"
+SFT: dict[str, Any] = {"steps": 100, "batch": 16, "learning_rate": 2e-4}
 
 
 @dataclass(frozen=True)
 class Settings(PolicySettings):
-    """model: "embedded": the policy that ships after `sft_steps` of SFT.
+    """model: "stories": stories15M after SFT.
 
-    data: the file of instructions. asked, shown: letters of an instruction, and of an answer that
-    is taught. most_words: where F, the line of exact questions, ends. taught, spared, tested: of
-    the instructions, to train on from rewards, to tune by and to measure by; SFT shows the rest.
+    data: the file of instructions. taught, spared, tested: of those of up to `asked` letters, to
+    train on from rewards, to tune by and to measure by. SFT has the rest of up to `longest`
+    letters, and `shown` letters of their answers.
     """
 
     data: str = ""
-    sft_steps: int = 100
+    model: str = STORIES
     asked: int = 80
-    shown: int = 50
-    most_words: int = 16
+    longest: int = 300
+    shown: int = 120
     steps: int = 24
-    max_tokens: int = 80
+    prompts: int = 4
+    max_tokens: int = 40
     taught: int = 100
     spared: int = 40
     tested: int = 80
@@ -97,12 +107,6 @@ def settings_of_environment() -> Settings | None:
 # ── instructions and the retriever ──────────────────────────────────────────────────────────────
 
 
-def written(text: str) -> str | None:
-    """A text with its blanks squeezed, None if the policy lacks some of its letters."""
-    text = " ".join(text.split())
-    return text if text and set(text) <= set(LETTERS) else None
-
-
 def beginning(text: str, letters: int) -> str:
     """As many whole words as fit, or the letters of the first one.
 
@@ -114,43 +118,48 @@ def beginning(text: str, letters: int) -> str:
 
 
 @cache
-def instruction_rows(settings: Settings) -> tuple[tuple[Problem, ...], ...]:
+def instruction_rows(settings: Settings) -> tuple[list[Problem], ...]:
     """Instructions to show in SFT, to train on, to tune by and to test with, none twice."""
     items, rows = instructions(Path(settings.data)), {}
     for question, answer, exact in zip(items.questions, items.answers, items.exact, strict=True):
-        asked, said = written(question), written(answer)
-        if asked and said and len(asked) <= settings.asked:
+        asked, said = (" ".join(text.split()) for text in (question, answer))
+        if asked and said:
             rows[asked] = {
                 "prompt": asked + "\n", "target": beginning(said, settings.shown),
                 "reference": said, "qtype": CONSTRAINED if exact else OPEN,
             }  # fmt: skip
+    short = [row for asked, row in rows.items() if len(asked) <= settings.asked]
     ends = np.cumsum([settings.tested, settings.spared, settings.taught])
     wanted = f"more than {ends[-1]} instructions of {settings.asked} letters"
-    require(len(rows) > ends[-1], VARIABLE, f"{len(rows)} of them", wanted)
-    order = np.random.default_rng(SPLIT).permutation(len(rows))
-    every = list(rows.values())
-    tested, spared, taught, shown = (
-        tuple(every[i] for i in part) for part in np.split(order, ends)
-    )
-    return shown, taught, spared, tested
+    require(len(short) > ends[-1], VARIABLE, f"{len(short)} of them", wanted)
+    order = np.random.default_rng(SPLIT).permutation(len(short))
+    tested, spared, taught, rest = ([short[i] for i in part] for part in np.split(order, ends))
+    long = [row for asked, row in rows.items() if settings.asked < len(asked) <= settings.longest]
+    return rest + long, taught, spared, tested
 
 
 @cache
-def retriever(settings: Settings) -> Callable[[list[str]], Any]:
-    """Unit vectors (sparse) of the letters' runs, fitted on all instructions and answers."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+def retriever() -> Callable[[list[str]], Any]:
+    """Unit vectors of texts by all-MiniLM-L6-v2."""
+    encoder = MeanPooledEncoder.from_pretrained(str(model_folder()))
 
+    def embed(texts: list[str]) -> Any:
+        vectors = encoder(texts)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    return embed
+
+
+@cache
+def judge_of_words(settings: Settings) -> R3Reward:
+    """The cosine of TF-IDF of words, fitted on all instructions and answers."""
     rows = [row for part in instruction_rows(settings) for row in part]
-    texts = [row[key] for key in ("prompt", "reference") for row in rows]
-    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True)
-    transform: Callable[[list[str]], Any] = letters.fit(texts).transform
-    return transform
+    embed = by_words([row[key] for key in ("prompt", "reference") for row in rows])
+    return R3Reward(embed, off=ABLATIONS["relevance"])
 
 
 def reward_of(name: str, settings: Settings) -> R3Reward:
-    return R3Reward(
-        retriever(settings), settings.most_words, interp_in=(0.0, 1.0), off=ABLATIONS[name]
-    )
+    return R3Reward(retriever(), settings.max_tokens, interp_in=(0.0, 1.0), off=ABLATIONS[name])
 
 
 def copied(question: str, answer: str) -> float:
@@ -165,10 +174,9 @@ def copied(question: str, answer: str) -> float:
 
 def base_policy(settings: Settings) -> str:
     """The folder of the policy before training from rewards; made once."""
-    if settings.model != EMBEDDED:
+    if settings.model != STORIES:
         return settings.model
-    shown = instruction_rows(settings)[0]
-    return str(fine_tuned(shown, steps=settings.sft_steps, batch=SFT_BATCH))
+    return str(fine_tuned(instruction_rows(settings)[0], source=STORIES, **SFT))
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -180,8 +188,8 @@ def run_arm(
 ) -> Record:  # fmt: skip
     """Train by an arm and measure: on test instructions, or on spared ones if tuning.
 
-    -> words, relevance to the question, repetition (RP) and copied: means over sampled answers; of
-    a trained policy also reward, its own, and seconds of processor time.
+    -> words, relevance to the question, shared words, repetition (RP) and copied: means over
+    sampled answers; of a trained policy also reward, its own, and seconds of processor time.
     """
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
     _, taught, spared, tested = instruction_rows(settings)
@@ -204,11 +212,12 @@ def measured(
     asked, texts = sampled_texts(model, rows, seed, settings)
     columns = {key: [row[key] for row in asked] for key in ("prompt", "qtype", "reference")}
     prompts = columns.pop("prompt")
-    parts = reward_of("R_OE", settings).factors(prompts, texts)
+    parts, words = reward_of("R_OE", settings).factors(prompts, texts), judge_of_words(settings)
     pairs = zip(prompts, texts, strict=True)
     found = {
         "words": float(100 * parts.length.mean()),
         "relevance": float(np.nan_to_num(parts.relevance).mean()),
+        "shared words": float(np.array(words(prompts, texts), np.float64).mean()),
         "repetition": float(parts.repetition.mean()),
         "copied": float(np.mean([copied(prompt.strip(), text) for prompt, text in pairs])),
     }
@@ -220,9 +229,11 @@ def measured(
 
 # ── the study ───────────────────────────────────────────────────────────────────────────────────
 
+LEFT_OUT = "Left out, a language model trained by R³"
 MEASURES: dict[str, Callable[[Record], float]] = {
     "words": itemgetter("words"),
     "relevance": itemgetter("relevance"),
+    "shared words": itemgetter("shared words"),
     "RP": itemgetter("repetition"),
     "copied": itemgetter("copied"),
     "its reward": itemgetter("reward"),
@@ -249,6 +260,7 @@ COMPARISONS = [
     Comparison("LI", UNTRAINED, "words", SOUND),
     Comparison("R3", UNTRAINED, "words", LONGER),
     Comparison("R3", UNTRAINED, "relevance", RELEVANT),
+    Comparison("R3", UNTRAINED, "shared words", RELEVANT),
     Comparison("R3", "LI", "relevance", PARTS),
     Comparison("R3", "LI_RP", "relevance", PARTS),
     Comparison("R3", "relevance", "words", PARTS),
@@ -262,12 +274,16 @@ COMPARISONS = [
 def add_relevance_study(
     report: Report, rng: int, settings: Settings | None = None, progress: Progress | None = None
 ) -> None:
-    """Run what the journal lacks, and judge; without instructions, say that it is left out."""
+    """Run what the journal lacks, and judge; without instructions or stories15M, say so."""
     settings = settings_of_environment() if settings is None else settings
     if settings is None:
-        report.notes.append(f"Left out, a language model trained by R³: {VARIABLE} names no file.")
+        report.notes.append(f"{LEFT_OUT}: {VARIABLE} names no file.")
         return
-    plan = plan_of(settings)
+    try:
+        plan = plan_of(settings)
+    except MissingExtraError as absent:
+        report.notes.append(f"{LEFT_OUT}: {absent}.")
+        return
     about = "Language model, instructions"
     records = judge(report, about, plan, COMPARISONS, rng, progress)
     seldom = mean_interval(per_seed(plan, records, "R3", "RP"))
@@ -281,14 +297,15 @@ def add_relevance_study(
 def results(plan: StudyPlan, settings: Settings, records: Sequence[Record]) -> ReportTable:
     note = (
         f"{settings.tested} test instructions, {settings.samples} answers each, at most "
-        f"{settings.max_tokens} letters; {settings.seeds} seeds. Relevance: cosine with the "
-        "instruction by TF-IDF of runs of letters. RP: different of all trigrams of words. Copied: "
-        "the longest run of the instruction's letters, as a share of it. Its reward: of each arm "
-        "its own, not to be compared."
+        f"{settings.max_tokens} tokens; {settings.seeds} seeds. Relevance: cosine with the "
+        "instruction by all-MiniLM-L6-v2; shared words: by TF-IDF, which no arm is rewarded by. "
+        "RP: different of all trigrams of words. Copied: the longest run of the instruction's "
+        "letters, as a share of it. Its reward: of each arm its own, not to be compared."
     )
     return study_table(
         f"Language model and instructions, after {settings.size}, each at its best rate", plan,
-        list(TITLES), records, against=UNTRAINED, less=("words", "relevance", "copied"), note=note,
+        list(TITLES), records, against=UNTRAINED,
+        less=("words", "relevance", "shared words", "copied"), note=note,
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from torch import Tensor
 from scoredraw.errors import import_extra
 from scoredraw.papers.sentence_embeddings import cache_directory
 from scoredraw.papers.training import one_thread, rate
+from scoredraw.rl.policy_training import open_policy
 
 FOLDER = Path(__file__).parents[1] / "data" / "small-policy"
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -281,20 +282,21 @@ def train(
 
 
 def fine_tuned(
-    data: Sequence[Problem], *, steps: int = 300, batch: int = 64, learning_rate: float = 5e-4,
-    seed: int = 0,
+    data: Sequence[Problem], *, source: str = str(FOLDER), steps: int = 300, batch: int = 64,
+    learning_rate: float = 5e-4, seed: int = 0,
 ) -> Path:  # fmt: skip
-    """The folder of the policy that ships after SFT on further prompts and targets, in float32.
+    """The folder of a policy after SFT on further prompts and targets, in float32.
 
-    Made once and kept in the cache: the same data and settings find it there. Half a second a step
-    of 64 texts of 100 letters, on an idle core.
+    source: of `open_policy`; the policy that ships where not given, for which half a second a step
+    of 64 texts of 100 letters, on an idle core. Made once and kept in the cache: the same policy,
+    data and settings find it there.
     """
-    weights = (FOLDER / "model.safetensors").read_bytes()
+    net, tokenizer = open_policy(source)
+    weights = b"".join(weight.numpy().tobytes() for weight in net.state_dict().values())
     asked = json.dumps([list(data), steps, batch, learning_rate, seed]).encode()
     key = hashlib.blake2s(weights + asked, digest_size=8).hexdigest()
-    folder = cache_directory() / f"small-policy-{key}"
+    folder = cache_directory() / f"policy-{key}"
     if not (folder / "config.json").is_file():
-        net, tokenizer = small_policy()
         optimizer = torch.optim.AdamW(net.parameters(), learning_rate)
         net.train()
         with one_thread():
@@ -321,7 +323,7 @@ def _batches(
     """ids (B, L) padded on the right, and labels: the target and the end, -100 elsewhere."""
     rng = np.random.default_rng(seed)
     prompts = tokenizer([p["prompt"] for p in data])["input_ids"]
-    targets = tokenizer([p["target"] for p in data])["input_ids"]
+    targets = tokenizer([p["target"] for p in data], add_special_tokens=False)["input_ids"]
     for _ in range(steps):
         rows = rng.integers(0, len(data), batch)
         texts = [prompts[i] + targets[i] + [tokenizer.eos_token_id] for i in rows]

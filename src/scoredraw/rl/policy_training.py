@@ -390,13 +390,14 @@ def _numbers(logs: Mapping[str, Any]) -> Row:
 
 
 def open_policy(source: str) -> tuple[Any, Any]:
-    """A model of `load_model` in float32 and its tokenizer, which has a padding token."""
+    """A model of `load_model` in float32 and its tokenizer, which can pad, on the left."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar a checkpoint would cut the table of steps to pieces
     net, tokenizer = load_model(source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
     return net.float(), tokenizer
 
 
