@@ -142,6 +142,9 @@ def test_a_searched_schedule_is_used(scoredraw, folder, tmp_path) -> None:
     assert facts["error"] <= facts["best_preset_error"]
     again = json.loads(scoredraw(*search).out)  # from its journal
     assert (again["error"], again["trials"]) == (facts["error"], facts["trials"])
+    other = scoredraw(*search[:3], "embedded", *search[4:])  # another model's trials
+    assert other.code == 2
+    assert "want one of this very search" in other.err
     made = ("generate", "image", "--model", folder, "--method", "usf", "-n", 2, "--json")
     used = scoredraw(*made, "--set", f"schedule={out}", "--steps", 3)
     assert used.code == 0, used.err

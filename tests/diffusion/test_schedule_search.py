@@ -250,6 +250,8 @@ def test_a_killed_search_goes_on_as_if_nothing_had_been(method, tmp_path) -> Non
     assert longer.trials[:total] == whole.trials
     with pytest.raises(InputError, match=r"journal: got .* want one of this very search"):
         search_schedule(toy, VP, 5, journal=log, **{**choices, "rng": 2})
+    with pytest.raises(InputError, match=r"journal: got .* want one of this very search"):
+        search_schedule(toy, VP, 5, journal=log, about="another model", **choices)
 
 
 # ------------------------------------------------------------------ bad input

@@ -1,10 +1,10 @@
 """Compare solvers of an image model's ODE: which comes nearest in so many calls, against DDIM.
 
-All of them start from the same noises. `error` is the root mean square distance, over pixels, to
-where the exact solution leads, one a noise; ratios to DDIM's are taken noise by noise. `distance`
-is the Fréchet distance of a feature space, taken over blocks of noises: to real images of the
-embedded data set in the features of a small classifier of them, or for other models to the exact
-solutions of other noises in the principal components of their pixels.
+All of them start from the same noises. `error` is the root mean square distance, over pixels (of
+Stable Diffusion: over latents), to where the exact solution leads, one a noise; ratios to DDIM's
+are taken noise by noise. `distance` is the Fréchet distance of a feature space, taken over blocks
+of noises: to real images of the embedded data set in the features of a small classifier of them, or
+for other models to the exact solutions of other noises in the principal components of their pixels.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class SamplerComparison:
         noises, images = self.protocol["noises"], self.protocol["size"]
         known = [
             (
-                f"Errors: root mean square over pixels in [-1, 1], {noises} noises, to the "
+                f"Errors: root mean square over the numbers of a state (pixels in [-1, 1], or "
+                f"latents), {noises} noises, to the "
                 f"solution of {self.protocol['reference']} third-order steps of 3 calls. Ratios to "
                 f"{BASELINE}'s are paired by noise; their t intervals hold together with 95 %."
             ),
@@ -210,17 +211,19 @@ def compare_samplers(
     data: str | Path | None = None,
     reference: int = 60,
     seed: int = 0,
+    prompt: str | None = None,
+    guidance: float = 7.5,
     progress: Progress | None = None,
 ) -> SamplerComparison:
     """Compare solvers of a model's ODE by error, Fréchet distance and seconds, on equal noises.
 
-    model: as in `image_models.open_image_model`. methods: names of `registry.methods("images")`
-    that solve the ODE (all); DDIM is always among them. steps: numbers of network calls. size:
-    images of a method, a multiple of 4; noises: how many of them are compared with the exact
-    solution; reference: its steps, with three calls each. data: a .npz of images, for the methods
-    that use the data's moments; without it these are only run on the embedded model. Raises
-    InputError for unknown methods, those that sample another law or lack data, and sizes that make
-    no sense.
+    model, prompt, guidance: as in `image_models.open_image_model`. methods: names of
+    `registry.methods("images")` that solve the ODE (all); DDIM is always among them. steps: numbers
+    of network calls. size: images of a method, a multiple of 4; noises: how many of them are
+    compared with the exact solution; reference: its steps, with three calls each. data: a .npz of
+    images, for the methods that use the data's moments; without it these are only run on the
+    embedded model. Raises InputError for unknown methods, those that sample another law or lack
+    data, and sizes that make no sense.
     """
     import torch
 
@@ -232,7 +235,7 @@ def compare_samplers(
     require(size >= 8 and size % BLOCKS == 0, "size", size, f"a multiple of {BLOCKS}, 8 or more")
     require(2 <= noises <= size, "noises", noises, f"from 2 to size = {size}")
     tell = progress or (lambda *_: None)
-    found = open_image_model(model)
+    found = open_image_model(model, prompt, guidance=guidance)
     names = chosen(methods, moments=data is not None or found.name == EMBEDDED)
     if data is not None:
         image_methods.data_of(found, str(data))
@@ -241,6 +244,10 @@ def compare_samplers(
     distances: dict[str, list[Float]] = {name: [] for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     shown: dict[str, list[Any]] = {name: [] for name in names}
+
+    def show(states: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(found.images(torch.from_numpy(states[:SHOWN])))
+
     with torch.no_grad():
         exact = []
         for i, part in enumerate(x[:noises].split(32)):
@@ -259,7 +266,7 @@ def compare_samplers(
                 gap = np.square(made[:noises] - solved).reshape(noises, -1).mean(axis=1)
                 errors[name].append(np.sqrt(gap).astype(np.float64))
                 distances[name].append(np.array([judge(b) for b in np.split(made, BLOCKS)]))
-                shown[name].append(made[:SHOWN])
+                shown[name].append(show(made))
                 tell("samplers", sum(map(len, seconds.values())), total)
     protocol = {
         "steps": calls,
@@ -267,10 +274,11 @@ def compare_samplers(
         "noises": noises,
         "reference": reference,
         "seed": seed,
+        **({} if prompt is None else {"prompt": prompt, "guidance": guidance}),
     }
     return SamplerComparison(
         model, protocol, stacked(errors), stacked(distances), stacked(seconds),
-        {**stacked(shown), "exact": solved[None, :SHOWN]}, space, floor,
+        {**stacked(shown), "exact": show(solved)[None]}, space, floor,
     )  # fmt: skip
 
 

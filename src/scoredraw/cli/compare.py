@@ -12,7 +12,9 @@ import typer
 
 from scoredraw.cli.options import (
     Equal,
+    Guidance,
     Json,
+    Prompt,
     ReportPage,
     SampleColumns,
     SamplesInput,
@@ -143,6 +145,8 @@ def samplers(
     model: Annotated[
         str, typer.Option(help="embedded, or the folder of a diffusers pipeline.", metavar="MODEL")
     ] = "embedded",
+    prompt: Prompt = None,
+    guidance: Guidance = 7.5,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -171,7 +175,8 @@ def samplers(
     with progress_bar() as progress:
         result = compare_samplers(
             model, methods, whole(steps, "steps") or (), size=size, noises=min(noises, size),
-            data=data, reference=reference, seed=seed, progress=progress,
+            data=data, reference=reference, seed=seed, prompt=prompt, guidance=guidance,
+            progress=progress,
         )  # fmt: skip
     deliver(result, print_samplers, report, as_json)
 

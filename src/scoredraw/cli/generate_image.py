@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scoredraw.cli.options import Json, Seed, Set, settings
+from scoredraw.cli.options import Guidance, Json, Prompt, Seed, Set, settings
 from scoredraw.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -28,10 +28,13 @@ def image(
         str,
         typer.Option(
             help="embedded (a UNet of clothing, 28 x 28), or a folder that a diffusers pipeline "
-            "of an unconditional UNet was saved to.",
+            "was saved to: of an unconditional UNet, or Stable Diffusion.",
             metavar="MODEL",
         ),
     ] = "embedded",
+    prompt: Prompt = None,
+    negative: Annotated[str, typer.Option(help="What is not wanted.", metavar="TEXT")] = "",
+    guidance: Guidance = 7.5,
     method: Annotated[str, typer.Option("--method", "-m", help="How it is sampled.")] = "deis",
     steps: Annotated[
         int,
@@ -74,12 +77,12 @@ def image(
         require(reward is None, "reward", f"one for {method}", "tilted, tree, tree-search, ...")
     if entry.takes != "ode":
         given["seed"] = seed
-    found = open_image_model(model)
+    found = open_image_model(model, prompt, negative=negative, guidance=guidance)
     begun = time.perf_counter()
     with counted(found) as calls, waiting(f"{method}, {size} images"):
-        images = sampled(sample, found, found.noise(size, seed), steps, given)
+        images = found.images(sampled(sample, found, found.noise(size, seed), steps, given))
     facts = {
-        "model": model, "method": method, "steps": steps, "images": len(images),
+        "model": model, "prompt": prompt, "method": method, "steps": steps, "images": len(images),
         "calls_an_image": round(calls[0] / max(len(images), 1), 3),
         "seconds": round(time.perf_counter() - begun, 3), "out": None if out is None else str(out),
     }  # fmt: skip

@@ -46,6 +46,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="An option of the method, again for more.", metavar="NAME=VALUE"),
 ]
+Prompt = Annotated[
+    str | None, typer.Option(help="What Stable Diffusion is to show.", metavar="TEXT")
+]
+Guidance = Annotated[float, typer.Option(help="Strength of guidance; 1 for none.", metavar="G")]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,8 @@ The second kind samples another law than the model's:
 
 Every function takes a model, the noises x (n, C, H, W), the number of network calls an image and
 its own options, and returns images (n, C, H, W). Those of the second kind take a reward: a
-function of images (B, C, H, W) in [-1, 1] that returns (B,), differentiable for "tilted".
+function of images (B, C, H, W) in [-1, 1] that returns (B,), differentiable for "tilted". Where a
+model's states are latents, so is what is returned: `ImageModel.images` decodes them.
 """
 
 from __future__ import annotations
@@ -245,10 +246,21 @@ def annealed(
 
 
 def product(
-    model: ImageModel, x: Tensor, calls: int, *, other: str, seed: int = 0, **options: Any
+    model: ImageModel,
+    x: Tensor,
+    calls: int,
+    *,
+    other: str,
+    prompt: str | None = None,
+    guidance: float = 7.5,
+    seed: int = 0,
+    **options: Any,
 ) -> Tensor:
-    """q_1 q_2 of this model and that of another folder on the same schedule (paper 24)."""
-    second = open_image_model(other)
+    """q_1 q_2 of this model and that of another folder on the same schedule (paper 24).
+
+    prompt, guidance: of the other one, if it takes a text: of one folder, two prompts at once.
+    """
+    second = open_image_model(other, prompt, guidance=guidance)
     same = second.shape == model.shape and bool(
         np.allclose(second.schedule.values, model.schedule.values)
     )
@@ -271,7 +283,7 @@ def tilted(
 
     def worth(state: Tensor, t: float) -> Tensor:
         alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-        return judge(to_x0(model.eps(state, t), state, alpha, sigma).clamp(-1, 1))
+        return judge(to_x0(model.eps(state, t), state, alpha, sigma))
 
     target = Target.product(1.0).tilted(worth, strength=ramp(schedule, strength))
     return _weighted(model, [model], x, calls, target, seed, options)
@@ -315,7 +327,7 @@ def tree(
     judge, n = reward_of(reward, model), len(x)
     total = 4 * n * calls if budget is None else budget
     found: Tensor = tree_sample(
-        model.eps, model.shape, model.schedule, lambda images: judge(images.clamp(-1, 1)), n,
+        model.eps, model.shape, model.schedule, judge, n,
         steps=calls, budget=total, search=search, lam=strength, generator=seed, **options,
     )  # fmt: skip
     return found
@@ -343,14 +355,19 @@ def best_of_n(
 
 
 def reward_of(reward: str | Reward, model: ImageModel) -> Reward:
-    """A reward by its name: class:K, log P(class K) of the shipped classifier, or module:function.
+    """The reward of a model's states by one of images, a function or its name.
+
+    Names: class:K, log P(class K) of the shipped classifier, and module:function.
 
     >>> reward_of("class:11", None)
     Traceback (most recent call last):
     scoredraw.errors.InputError: reward: got 'class:11', want class:0 to class:9, or module:function
     """
-    if not isinstance(reward, str):
-        return reward
+    judge = _named(reward, model) if isinstance(reward, str) else reward
+    return lambda states: judge(model.images(states).clamp(-1, 1))
+
+
+def _named(reward: str, model: ImageModel) -> Reward:
     place, _, name = reward.partition(":")
     if place != "class":
         found: Reward = registry.resolve(reward, argument="reward")

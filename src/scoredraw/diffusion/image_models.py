@@ -1,9 +1,10 @@
 """Image models as a sampler wants them: eps(x, t), the schedule it was trained on, its noise.
 
 Any pipeline that diffusers saved with an unconditional UNet and a scheduler of discrete times loads
-from its folder; "embedded" is the one that ships, trained on the embedded Fashion-MNIST
-(`papers.fashion_diffusion`). With it ships a small classifier of the same images, whose activations
-are a space to measure Fréchet distances in, and whose log-probabilities are rewards to steer by.
+from its folder, and Stable Diffusion with a prompt; "embedded" is the one that ships, trained on
+the embedded Fashion-MNIST (`papers.fashion_diffusion`). With it ships a small classifier of the
+same images, whose activations are a space to measure Fréchet distances in, and whose
+log-probabilities are rewards to steer by.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from scoredraw.diffusion.parameterisations import to_eps
+from scoredraw.diffusion.prompted_network import PromptedNetwork
 from scoredraw.diffusion.schedules import DiscreteAlphas
 from scoredraw.errors import InputError, import_extra, require
 
@@ -31,8 +33,9 @@ KINDS = ("epsilon", "sample", "v_prediction")
 class ImageModel:
     """A trained network and what it needs to be sampled.
 
-    unet: a `UNet2DModel`, in evaluation mode. schedule: its discrete times. kind: what it predicts.
-    shape: (channels, height, width). path: the folder that diffusers loads a pipeline from.
+    unet: a `UNet2DModel`, in evaluation mode, or a `PromptedNetwork`. schedule: its discrete times.
+    kind: what it predicts. shape: of a state, (channels, height, width). path: the folder that
+    diffusers loads a pipeline from.
     """
 
     name: str
@@ -54,6 +57,10 @@ class ImageModel:
         sigma = torch.as_tensor(self.schedule.sigma(times.numpy()), dtype=x.dtype).view(shaped)
         return torch.as_tensor(to_eps(predicted, x, alpha, sigma, self.kind))
 
+    def images(self, x: torch.Tensor) -> torch.Tensor:
+        """What states show: themselves, or what is decoded from latents; in about [-1, 1]."""
+        return self.unet.decode(x) if isinstance(self.unet, PromptedNetwork) else x
+
     def noise(self, n: int, seed: int = 0, first: int = 0) -> torch.Tensor:
         """x_T of images first .. first + n - 1: each from its own (seed, number), (n, *shape)."""
         each = [np.random.default_rng([seed, i]) for i in range(first, first + n)]
@@ -61,39 +68,53 @@ class ImageModel:
         return torch.from_numpy(np.stack(drawn)) if n else torch.empty(0, *self.shape)
 
 
-def open_image_model(source: str | Path = EMBEDDED) -> ImageModel:
+def open_image_model(
+    source: str | Path = EMBEDDED, prompt: str | None = None, *, negative: str = "",
+    guidance: float = 7.5,
+) -> ImageModel:  # fmt: skip
     """The model in a folder saved by `save_pretrained` of a diffusers pipeline, or "embedded".
 
-    Raises InputError for a folder without an unconditional UNet (`UNet2DModel`) or with a scheduler
-    that has no alphas_cumprod, and MissingExtraError where diffusers is not installed.
+    prompt, negative, guidance: of Stable Diffusion (1, 2, XL), see `PromptedNetwork`.
+
+    Raises InputError for a folder without an unconditional UNet (`UNet2DModel`) or one that takes a
+    prompt, or with a scheduler that has no alphas_cumprod, for a prompt that is missing or that
+    nothing takes, and MissingExtraError where diffusers is not installed.
 
     >>> model = open_image_model()
     >>> model.shape, model.schedule.ends.t_start
     ((1, 28, 28), 999.0)
     """
-    diffusers = import_extra("diffusers", "diffusion")
+    diffusers, transformers = (
+        import_extra(name, "diffusion") for name in ("diffusers", "transformers")
+    )
     path = FOLDER if str(source) == EMBEDDED else Path(source)
     wanted = "'embedded' or a folder that a diffusers pipeline was saved to"
     require((path / "model_index.json").is_file(), "model", repr(str(source)), wanted)
-    diffusers.utils.logging.disable_progress_bar()
+    for package in (diffusers, transformers):
+        package.utils.logging.disable_progress_bar()
     try:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"model: got {source}: {error}, want {wanted}") from None
     unet, scheduler = getattr(pipeline, "unet", None), pipeline.scheduler
-    plain = isinstance(unet, diffusers.UNet2DModel) and unet.class_embedding is None
     came = f"a {type(pipeline).__name__}"
-    require(plain, "model", came, "a pipeline of an unconditional UNet2DModel over pixels")
-    assert unet is not None
+    if isinstance(unet, diffusers.UNet2DConditionModel):
+        require(prompt is not None, "prompt", f"none for {came}", "a text")
+        network: Any = PromptedNetwork(pipeline, str(prompt), negative, guidance)
+    else:
+        plain = isinstance(unet, diffusers.UNet2DModel) and unet.class_embedding is None
+        require(plain, "model", came, "one of an unconditional UNet2DModel, or Stable Diffusion")
+        require(prompt is None, "prompt", f"one for {came}", "none: its network takes no text")
+        assert unet is not None
+        network = unet.float().eval().requires_grad_(False)
     alphas, kind = getattr(scheduler, "alphas_cumprod", None), scheduler.config.prediction_type
     came = f"a {type(scheduler).__name__} of {kind!r}"
     require(alphas is not None and kind in KINDS, "model", came, "alphas_cumprod, and one of "
             + ", ".join(KINDS))  # fmt: skip
     side = unet.config.sample_size
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    unet = unet.float().eval().requires_grad_(False)
     shape = (int(unet.config.in_channels), int(height), int(width))
-    return ImageModel(str(source), path, unet, DiscreteAlphas(alphas), str(kind), shape)
+    return ImageModel(str(source), path, network, DiscreteAlphas(alphas), str(kind), shape)
 
 
 def classifier_network() -> torch.nn.Sequential:

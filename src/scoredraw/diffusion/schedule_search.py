@@ -436,6 +436,7 @@ def search_schedule(
     evaluations: int = 300,
     held_out: Evaluate | None = None,
     journal: str | Path | None = None,
+    about: Any = None,
     progress: Callable[[int, int, float], None] | None = None,
     **choices: Any,
 ) -> SearchResult:
@@ -443,13 +444,12 @@ def search_schedule(
 
     evaluate(schedule) -> score, lower is better; NaN and infinite scores count as the worst. space:
     a `SearchSpace`, or just its number of calls. held_out: a second evaluate for the best and the
-    best preset. journal: a file to which each trial is added and from which a killed search goes
-    on; more evaluations than last time go on too. progress(done, total, best score) after each.
-    choices: method, ranker, seeds, rng, parents, stage, pool of `ScheduleSearch`.
+    best preset. journal: keeps all trials, from which a killed or longer search goes on; about:
+    what `evaluate` goes by, JSON; progress(done, total, best score). choices: of `ScheduleSearch`.
 
-    `result.best.schedule.save(path)` writes the file that `UnifiedSolver` and `UnifiedScheduler`
-    run. Raises InputError before any work for bad choices, and for the journal of another search.
-    Time: the evaluations; else ~1 ms a candidate. Sequential. Liu et al. 2024, arXiv 2312.07243.
+    `result.best.schedule.save(path)` writes what `UnifiedSolver` and `UnifiedScheduler` run. Raises
+    InputError before any work for bad choices and another search's journal. Time: the evaluations;
+    else ~1 ms a candidate. Sequential. Liu et al. 2024, arXiv 2312.07243.
 
     >>> from scoredraw.diffusion.schedules import LinearBeta
     >>> gap = lambda schedule: abs(schedule.times[1] - 0.7)  # wants its first step to end there
@@ -460,7 +460,7 @@ def search_schedule(
     search = ScheduleSearch(noise_schedule, space, **choices)
     total = len(search.seeds) + whole(evaluations, "evaluations", 0)
     log = Journal(journal) if journal is not None else None
-    state = search.init(_resumed(log, search))
+    state = search.init(_resumed(log, search, about))
     while len(state.trials) < total:
         state = search.step(state, evaluate)
         newest = state.trials[-1]
@@ -482,12 +482,12 @@ def _labelled(trial: Trial, search: ScheduleSearch) -> Trial:
     return Trial(replace(trial.schedule, about=about), trial.score)
 
 
-def _resumed(log: Journal | None, search: ScheduleSearch) -> list[Trial]:
+def _resumed(log: Journal | None, search: ScheduleSearch, about: Any) -> list[Trial]:
     """The trials of a journal, which is begun if it is empty."""
     if log is None:
         return []
     settings = {name: getattr(search, name) for name in ("method", "parents", "stage", "pool")}
-    settings |= {"rng": search.seed, "space": asdict(search.space)}
+    settings |= {"rng": search.seed, "space": asdict(search.space), "about": about}
     settings["ranker"] = getattr(search.ranker, "__name__", search.ranker)
     settings["seeds"] = [one.to_dict() for one in search.seeds]
     records = log.records()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -61,3 +62,10 @@ def instructions(path: Path) -> Items:
     require(len(rows) >= 8, VARIABLE, f"{len(rows)} items", "8 or more")
     questions, answers, kinds = columns
     return Items(ALPACA, questions, answers, np.array(kinds) == CONSTRAINED)
+
+
+def by_words(texts: Sequence[str]) -> Any:
+    """Words by TF-IDF, unit vectors (sparse), fitted on these texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(texts).transform

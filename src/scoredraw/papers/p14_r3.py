@@ -29,6 +29,7 @@ from scoredraw.metrics import Estimate, bootstrap_interval, mean_interval, paire
 from scoredraw.papers.answered_questions import (
     VARIABLE,
     Items,
+    by_words,
     instructions,
     school_problems,
     stored,
@@ -107,13 +108,6 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
 
 
 # ── data and the retriever ──────────────────────────────────────────────────────────────────────
-
-
-def by_words(texts: Sequence[str]) -> Any:
-    """Words by TF-IDF, unit vectors (sparse), fitted on these texts."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    return TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(texts).transform
 
 
 def remembered(embed: Any) -> Any:

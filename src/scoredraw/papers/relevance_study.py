@@ -30,8 +30,7 @@ import numpy as np
 
 from scoredraw.errors import MissingExtraError, require
 from scoredraw.metrics import mean_interval
-from scoredraw.papers.answered_questions import VARIABLE, instructions
-from scoredraw.papers.p14_r3 import by_words
+from scoredraw.papers.answered_questions import VARIABLE, by_words, instructions
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,

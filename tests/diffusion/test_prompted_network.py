@@ -1,0 +1,177 @@
+"""Stable Diffusion under a prompt is what its pipeline does, and a model for every method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from typer.testing import CliRunner  # noqa: E402
+
+from scoredraw.cli import app  # noqa: E402
+from scoredraw.diffusion import image_methods  # noqa: E402
+from scoredraw.diffusion.image_models import EMBEDDED, open_image_model  # noqa: E402
+from scoredraw.errors import InputError  # noqa: E402
+
+pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+LETTERS = [chr(i) for i in range(97, 123)]
+WORDS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+PROMPT, NEGATIVE = "a bird", "rain"
+
+
+def encoder(kind: Any) -> Any:
+    torch.manual_seed(1)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(WORDS), hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=12, projection_dim=8, bos_token_id=52,
+        eos_token_id=53, pad_token_id=53,
+    )  # fmt: skip
+    return kind(config).eval()
+
+
+def network(**more: Any) -> Any:
+    torch.manual_seed(0)
+    return diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **more,
+    ).eval()  # fmt: skip
+
+
+def make(name: str) -> Any:
+    """Stable Diffusion of 8 x 8 latents and letters, of random weights."""
+    words = transformers.CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(WORDS)}, merges=[], model_max_length=12
+    )
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    text = encoder(transformers.CLIPTextModel)
+    if name == "XL":
+        second = encoder(transformers.CLIPTextModelWithProjection)
+        net = network(
+            cross_attention_dim=16, addition_embed_type="text_time", addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=8 + 6 * 4,
+        )  # fmt: skip
+        return diffusers.StableDiffusionXLPipeline(vae, text, second, words, words, net, scheduler)
+    net = network(cross_attention_dim=8)
+    return diffusers.StableDiffusionPipeline(
+        vae, text, words, net, scheduler, None, None, requires_safety_checker=False
+    )
+
+
+@pytest.fixture(scope="module", params=["1", "XL"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A pipeline and the folder that it was saved to."""
+    torch.manual_seed(2)
+    diffusers.logging.set_verbosity_error()
+    pipe, folder = make(request.param), tmp_path_factory.mktemp("stable")
+    pipe.save_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, folder
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(7.5, ""), (3.0, NEGATIVE), (1.0, "")])
+def test_a_prompted_network_does_what_its_pipeline_does(
+    saved: Any, guidance: float, negative: str
+) -> None:
+    """The pipeline's own scheduler, asking our network, ends at the pipeline's latents, bit by bit;
+    they are decoded to its images."""
+    pipe, folder = saved
+    model = open_image_model(folder, PROMPT, negative=negative, guidance=guidance)
+    x = noise = model.noise(3)
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model.eps(x, float(t)), t, x).prev_sample
+        shown = (model.images(x).clamp(-1, 1) + 1) / 2
+    asked = {
+        "latents": noise, "num_images_per_prompt": 3, "num_inference_steps": 4,
+        "guidance_scale": guidance, "negative_prompt": negative or None,
+    }  # fmt: skip
+    assert torch.equal(x, pipe(PROMPT, output_type="latent", **asked).images)
+    assert torch.equal(shown, pipe(PROMPT, output_type="pt", **asked).images)
+    assert shown.shape == (3, 3, 16, 16)
+    other = open_image_model(folder, "a car", negative=negative, guidance=guidance)
+    with torch.no_grad():
+        assert not torch.equal(other.eps(noise, 500.0), model.eps(noise, 500.0))
+
+
+def brightness(images: Any) -> Any:
+    """A reward: how bright the middle is, of decoded images within [-1, 1]."""
+    assert images.shape[1:] == (3, 16, 16)
+    assert float(images.abs().max()) <= 1
+    return images[..., 4:12, 4:12].mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("method", ["tree", "tree_search", "best_of_n", "tilted"])
+def test_rewards_look_at_images(saved: Any, method: str) -> None:
+    model = open_image_model(saved[1], PROMPT)
+    with torch.no_grad():
+        x = getattr(image_methods, method)(model, model.noise(2), 4, reward=brightness)
+        assert x.shape == (2, 4, 8, 8)
+        assert bool(model.images(x).isfinite().all())
+
+
+def test_two_prompts_at_once(saved: Any) -> None:
+    model = open_image_model(saved[1], PROMPT)
+    with torch.no_grad():
+        x, options = model.noise(2), {"other": str(saved[1]), "seed": 1}
+        one, same, other = (
+            image_methods.product(model, x, 4, prompt=prompt, **options)
+            for prompt in ("a car", "a car", PROMPT)
+        )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_the_command_line(saved: Any, tmp_path: Path) -> None:
+    call, out = CliRunner().invoke, tmp_path / "birds.npz"
+    model = ["--model", str(saved[1]), "--prompt", PROMPT]
+    asked = ["--steps", "4", "-n", "2", "--json"]
+    found = call(app, ["generate", "image", *model, "-m", "usf", "-o", str(out), *asked])
+    assert found.exit_code == 0, found.output
+    facts = json.loads(found.stdout)
+    assert facts["prompt"] == PROMPT
+    assert facts["calls_an_image"] == 4
+    with np.load(out) as kept:
+        assert kept["images"].shape == (2, 3, 16, 16)
+    found = call(app, [
+        "compare", "samplers", *model, "--methods", "deis", "--steps", "3", "-n", "8",
+        "--noises", "8", "--reference", "4", "--report", str(tmp_path / "page.html"), "--json",
+    ])  # fmt: skip
+    assert found.exit_code == 0, found.output
+    board = json.loads(found.stdout)
+    assert board["protocol"]["prompt"] == PROMPT
+    assert {row["method"] for row in board["leaderboard"]} == {"ddim", "deis"}
+
+
+def test_bad_input(saved: Any, tmp_path: Path) -> None:
+    folder = saved[1]
+    kind = type(saved[0]).__name__
+    with pytest.raises(InputError, match=f"prompt: got none for a {kind}, want a text"):
+        open_image_model(folder)
+    with pytest.raises(InputError, match="prompt: got one for a DDPMPipeline, want none"):
+        open_image_model(EMBEDDED, PROMPT)
+    unknown = diffusers.StableDiffusionInpaintPipeline(
+        saved[0].vae, encoder(transformers.CLIPTextModel), saved[0].tokenizer,
+        network(cross_attention_dim=8), saved[0].scheduler, None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    unknown.save_pretrained(tmp_path)
+    wanted = "model: got a StableDiffusionInpaintPipeline, want a StableDiffusionPipeline or"
+    with pytest.raises(InputError, match=wanted):
+        open_image_model(tmp_path, PROMPT)
