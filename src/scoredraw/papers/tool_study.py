@@ -70,7 +70,7 @@ KINDS = ("look up", "multiply", "both")
 CELLS = {"shown": 48, "taught": 32, "spared": 16, "tested": 24}  # of the 120 of the table
 SLIPS = {"": 0.35, "again": 0.2, "broken": 0.2, "head": 0.25}  # of the dialogues shown
 DIALOGUES = 3000
-SFT: dict[str, Any] = {"steps": 400, "batch": 32, "learning_rate": 1.5e-3}
+SFT: dict[str, Any] = {"steps": 1000, "batch": 32, "learning_rate": 1.5e-3}
 
 Question = tuple[Problem, list[str]]  # what is asked, and the calls that answer it
 
