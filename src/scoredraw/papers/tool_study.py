@@ -210,7 +210,7 @@ class Settings(PolicySettings):
     an answer its 40 of 256 letters. spared, tested: questions of each kind.
     """
 
-    steps: int = 14
+    steps: int = 20
     prompts: int = 4
     max_fork: int = 2
     max_depth: int = 3
