@@ -5,7 +5,8 @@ error is the solver's. A search scores a schedule by its distance to the exact s
 noises; what it finds is judged on others, beside the best of the presets (which is chosen on
 the same 64). A seed is such a set of noises with its own searches; intervals are over seeds. The
 orders of convergence are those on a mixture in the plane. On the discrete DDPM schedule the
-searched schedules meet DEIS, DPM-Solver++ and UniPC as diffusers has them.
+searched schedules meet DEIS, DPM-Solver++ and UniPC as diffusers has them; the searches meet a
+general optimiser's in the same space (`optuna_schedules`).
 
 Liu, Ning, Yang and Wang, "A unified sampling framework for solver searching of diffusion
 probabilistic models", ICLR 2024, arXiv 2312.07243.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,7 @@ from scoredraw.errors import MissingExtraError, import_extra
 from scoredraw.metrics import Estimate, mean_interval
 from scoredraw.papers import digit_diffusion as digits
 from scoredraw.papers.digit_diffusion import level, ratio, weakest
+from scoredraw.papers.optuna_schedules import SAMPLERS, optuna_search
 from scoredraw.papers.training import one_thread
 from scoredraw.reports import Cell, Claim, Figure, Picture, Report, ReportTable, Series
 
@@ -132,6 +135,8 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
     note = "Not measured here: the authors' networks on CIFAR-10, 50,000 images."
     report.tables.append(ReportTable("FID that the paper reports", columns, rows, note))
     report.notes.extend(NOTES)
+    if not optimisers():
+        report.notes.append("Left out, a general optimiser: optuna is not installed.")
     return replace(report, seconds=time.perf_counter() - started)
 
 
@@ -219,6 +224,11 @@ class Trials:
             for method in METHODS
         }
         self.found[WIDE] = search_schedule(self.search, self.schedule, wide, **choices)
+        own = {name: choices[name] for name in ("evaluations", "held_out", "rng")}
+        self.found |= {
+            name: optuna_search(self.search, self.schedule, self.space, name, **own)
+            for name in optimisers()
+        }
 
     def ratios(self, method: str) -> tuple[float, float]:
         """Errors of what a method found, of the best preset's: on its own noises, on others."""
@@ -232,6 +242,11 @@ class Trials:
         return np.minimum.accumulate(scores) / self.found[method].best_preset.score
 
 
+def optimisers() -> tuple[str, ...]:
+    """Those of optuna, none where it is not installed."""
+    return tuple(SAMPLERS) if find_spec("optuna") else ()
+
+
 def held_out(trials: list[Trials], method: str, preset: bool = False) -> Float:
     """Errors of the schedule found, or of the best preset of its space, on the other noises."""
     found = [one.found[method].held_out for one in trials]
@@ -242,14 +257,16 @@ def search_claims(calls: int, trials: list[Trials]) -> list[Claim]:
     claims = []
     at = f"{calls} calls, held-out noises"
     said = "FID at 5 calls: UniPC 23.6, searched 5.40"
-    for method in (*METHODS, WIDE):
+    for method in (*METHODS, WIDE, *optimisers()):
         gain = ratio(held_out(trials, method, preset=True), held_out(trials, method))
         name = f"{at}: error of the best preset in that of {method}'s schedule"
         claims.append(Claim.at_least(name, said, gain, 1.0))
     for worse, better, says in (
         ("random", "evolution", "the search is evolutionary"),
         ("evolution", "predictor", "the predictor saves evaluations"),
-    ):
+        *((other, better, "not in the paper: a general optimiser in the same space")
+          for other in optimisers() for better in ("evolution", "predictor")),
+    ):  # fmt: skip
         gain = ratio(held_out(trials, worse), held_out(trials, better))
         name = f"{at}: error of {worse}'s schedule in {better}'s, as many evaluations"
         claims.append(Claim.at_least(name, says, gain, 1.0))
@@ -262,7 +279,7 @@ def search_claims(calls: int, trials: list[Trials]) -> list[Claim]:
 
 def search_table(calls: int, trials: list[Trials], plan: Plan) -> ReportTable:
     rows: list[list[Cell]] = []
-    for method in (*METHODS, WIDE):
+    for method in (*METHODS, WIDE, *optimisers()):
         own = np.array([one.found[method].best.score for one in trials])
         shares = np.array([one.ratios(method)[1] for one in trials])
         rows.append([method, level(own), level(held_out(trials, method)), level(shares)])
@@ -292,7 +309,7 @@ def preset_table(calls: int, trials: list[Trials]) -> ReportTable:
 
 def progress_figure(calls: int, trials: list[Trials]) -> Figure:
     series = []
-    for method in METHODS:
+    for method in (*METHODS, *optimisers()):
         mean = np.exp(np.mean([np.log(one.so_far(method)) for one in trials], axis=0))
         first = len(preset_seeds(trials[0].schedule, trials[0].space)) - 1
         x = np.arange(1, len(mean) + 1, dtype=np.float64)[first:]
