@@ -18,6 +18,7 @@ from scoredraw.papers import p26_usf  # noqa: E402
 from scoredraw.papers.p26_usf import PLANS, WIDE, SequenceRanker  # noqa: E402
 from scoredraw.reports import Report, run_paper  # noqa: E402
 
+
 def invented(power: float) -> list[Any]:
     """Seeds whose searches end as the paper would have it; with power -1 the other way round."""
     gains = {"random": 0.9, "evolution": 0.75, "predictor": 0.65, WIDE: 0.7}
