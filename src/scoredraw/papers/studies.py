@@ -269,7 +269,7 @@ def study_table(
             *(None if arm == against else Comparison(arm, against, m, "", part=part)
               .gap(plan, records) for m in less),
         ])  # fmt: skip
-    ends = [plan.titles[arm] for arm in arms if _at_an_end(plan, records, arm)]
+    ends = [plan.titles[arm] for arm in arms if _at_an_end(records, arm)]
     if part == "best" and ends:
         note += f" The best of all rates tried was the last one: {', '.join(ends)}."
     return ReportTable(title, ["method", "rate", *extra, *plan.measures, *gaps], rows, note)
@@ -282,9 +282,11 @@ def _measured(plan: StudyPlan, rows: Sequence[Record], measure: str) -> Estimate
         return None
 
 
-def _at_an_end(plan: StudyPlan, records: Sequence[Record], arm: str) -> bool:
-    tuned = part_of(records, arm, "tuning")
-    return bool(tuned) and plan.beyond_the_end(tuned) is not None
+def _at_an_end(records: Sequence[Record], arm: str) -> bool:
+    """Whether the rate that an arm runs at is the highest or lowest of those tried."""
+    tuned = [record["rate"] for record in part_of(records, arm, "tuning")]
+    best = part_of(records, arm, "best")[0]["rate"]
+    return bool(tuned) and best in (min(tuned), max(tuned))
 
 
 def tuning_figure(
