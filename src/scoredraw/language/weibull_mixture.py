@@ -29,7 +29,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, gammaln
 
 from scoredraw.errors import require
-from scoredraw.execution import single_threads
+from scoredraw.execution import one_blas_thread
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -38,7 +38,7 @@ START = (0.5, 1.0, 1.0, 1.5, 2.0)  # w, k1, λ1, k2, λ2
 BOUNDS = ((0.2, 0.8), *(((0.01, np.inf),) * 4))
 LEAST = 1e-12  # smaller probabilities are taken to be this
 HUGE = 600.0  # exp(600) is finite, and so is what is made of it
-CELLS = 16_384  # samples × paths that stay in a core's cache
+CELLS = 25_600  # samples × paths that stay in a core's cache
 MEMORY, LINE_STEPS, MOST_STEPS = 10, 20, 15_000  # as SciPy has them by default
 FTOL, GTOL = 2.2204460492503131e-09, 1e-5
 NEW, EVALUATE, CONVERGED = 1, 3, 4  # what a step of L-BFGS-B asks for, or that it is done
@@ -237,8 +237,8 @@ def _in_lock_step(log_x: Float) -> tuple[Float, Float, Bool]:
     """Parameters (S, 5), -log-likelihoods (S,) and whether it converged (S,), in blocks."""
     size = max(1, CELLS // log_x.shape[1])
     blocks = [log_x[i : i + size] for i in range(0, len(log_x), size)]
-    with single_threads() as pool:  # BLAS on matrices of ten is slower on several cores
-        parts = list(pool.map(_block_in_lock_step, blocks))
+    with one_blas_thread():  # matrices of ten are slower on several cores, and so are blocks
+        parts = [_block_in_lock_step(block) for block in blocks]
     theta, nll, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return theta, nll, converged
 
