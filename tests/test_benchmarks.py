@@ -61,7 +61,7 @@ def test_every_line_runs_and_both_sides_agree(name, count, tmp_path, capsys) -> 
     from benchmarks.__main__ import main
 
     out = tmp_path / "benchmarks.json"
-    lines = main([name, "--tiny", "--repeats", "2", "--out", str(out)])
+    lines = main([name, "--tiny", "--repeats", "1", "--out", str(out)])
     kept = json.loads(out.read_text(), parse_constant=pytest.fail)
     assert len(lines) == len(kept["lines"]) == count
     assert kept["scale"] == "tiny"
