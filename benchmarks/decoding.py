@@ -10,12 +10,13 @@ from benchmarks.contest import Contest
 from scoredraw.language.cautious_decoding import CautiousPlan, CautiousTokens
 from scoredraw.language.cautious_generation import cautious_tokens
 from scoredraw.language.punctuation import punctuation_ids
+from scoredraw.papers.small_policy import small_policy
 from scoredraw.small_models import small_model
 
 
 def decoding(*, tiny: bool = False) -> Iterator[Contest]:
-    """SmolLM2-135M; passes are grouped by their rows and given to `generate` at that batch."""
-    model, tokenizer = small_model()
+    """SmolLM2-135M (tiny: the small policy); `generate` gets passes grouped by their rows."""
+    model, tokenizer = small_policy() if tiny else small_model()
     tokens, prompts = (6, 1) if tiny else (24, 2)
     plan = CautiousPlan(punctuation_ids(tokenizer))
     texts = ["Once upon a time there was a small town", "The weather in the mountains is often"]
