@@ -25,7 +25,7 @@ from scoredraw.rl.relevance_reward import CONSTRAINED, OPEN  # noqa: E402
 pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache", "no_instructions")]
 
 THINGS = ("bread", "rivers", "chess", "violins", "rain", "bees", "glass", "maps")
-UNTRAINED = {"words", "relevance", "shared words", "repetition", "copied"}  # what is measured
+MEASURED = {"words", "relevance", "shared words", "repetition", "copied"}  # what is measured
 WANTED = ("Describe", "Give a reason for", "Name a book about")
 
 
@@ -102,7 +102,7 @@ def test_a_run_is_complete(name: str, settings: rs.Settings) -> None:
     steps: list[tuple[int, int]] = []
     record = rs.run_arm(name, 1e-3, 0, tell=lambda i, n: steps.append((i, n)), settings=settings)
     assert steps == [(1, 2), (2, 2)]
-    assert set(record) == {*UNTRAINED, "reward", "seconds"}
+    assert set(record) == {*MEASURED, "reward", "seconds"}
     assert 0 < record["words"] <= 24
     assert 0 < record["repetition"] <= 1
     assert 0 < record["copied"] < 0.5
@@ -116,7 +116,7 @@ def test_the_same_call_gives_the_same_run(settings: rs.Settings) -> None:
     first, again = (rs.run_arm("R3", 1e-3, 0, settings=settings) for _ in range(2))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
     bare = rs.run_arm(rs.UNTRAINED, 0.0, 0, settings=settings)
-    assert set(bare) == UNTRAINED
+    assert set(bare) == MEASURED
     assert rs.run_arm("R3", 1e-3, 0, tuning=True, settings=settings)["words"] != first["words"]
 
 
@@ -143,7 +143,7 @@ def test_claims_hold_and_fail(
     monkeypatch.setattr(rs, "run_arm", run_arm)
     report = Report(paper=14, scale="study", seed=0)
     rs.add_relevance_study(report, 0, settings)
-    assert len({claim.name for claim in report.claims}) == len(rs.COMPARISONS) + 1
+    assert len({claim.name for claim in report.claims}) == len(rs.COMPARISONS) + 2
     assert {claim.verdict for claim in report.claims} == {"holds" if true else "fails"}
     assert [row[1] for row in report.tables[0].rows] == [None, *[2e-3] * len(rs.ARMS)]
     assert len(report.figures) == 1
