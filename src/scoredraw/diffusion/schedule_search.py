@@ -460,7 +460,7 @@ def search_schedule(
     search = ScheduleSearch(noise_schedule, space, **choices)
     total = len(search.seeds) + whole(evaluations, "evaluations", 0)
     log = Journal(journal) if journal is not None else None
-    state = search.init(_resumed(log, search, about))
+    state = search.init(_resumed(log, search, {} if about is None else {"about": about}))
     while len(state.trials) < total:
         state = search.step(state, evaluate)
         newest = state.trials[-1]
@@ -482,12 +482,12 @@ def _labelled(trial: Trial, search: ScheduleSearch) -> Trial:
     return Trial(replace(trial.schedule, about=about), trial.score)
 
 
-def _resumed(log: Journal | None, search: ScheduleSearch, about: Any) -> list[Trial]:
+def _resumed(log: Journal | None, search: ScheduleSearch, about: dict[str, Any]) -> list[Trial]:
     """The trials of a journal, which is begun if it is empty."""
     if log is None:
         return []
     settings = {name: getattr(search, name) for name in ("method", "parents", "stage", "pool")}
-    settings |= {"rng": search.seed, "space": asdict(search.space), "about": about}
+    settings |= {"rng": search.seed, "space": asdict(search.space), **about}
     settings["ranker"] = getattr(search.ranker, "__name__", search.ranker)
     settings["seeds"] = [one.to_dict() for one in search.seeds]
     records = log.records()
