@@ -18,6 +18,7 @@ from typer.testing import CliRunner  # noqa: E402
 from scoredraw.cli import app  # noqa: E402
 from scoredraw.diffusion import image_methods  # noqa: E402
 from scoredraw.diffusion.image_models import EMBEDDED, open_image_model  # noqa: E402
+from scoredraw.diffusion.prompted_network import TOGETHER  # noqa: E402
 from scoredraw.errors import InputError  # noqa: E402
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -83,9 +84,9 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return pipe, folder
 
 
-@pytest.mark.parametrize(("guidance", "negative"), [(7.5, ""), (3.0, NEGATIVE), (1.0, "")])
+@pytest.mark.parametrize(("guidance", "negative"), [(7.5, None), (3.0, NEGATIVE), (1.0, None)])
 def test_a_prompted_network_does_what_its_pipeline_does(
-    saved: Any, guidance: float, negative: str
+    saved: Any, guidance: float, negative: str | None
 ) -> None:
     """The pipeline's own scheduler, asking our network, ends at the pipeline's latents, bit by bit;
     they are decoded to its images."""
@@ -100,7 +101,7 @@ def test_a_prompted_network_does_what_its_pipeline_does(
         shown = (model.images(x).clamp(-1, 1) + 1) / 2
     asked = {
         "latents": noise, "num_images_per_prompt": 3, "num_inference_steps": 4,
-        "guidance_scale": guidance, "negative_prompt": negative or None,
+        "guidance_scale": guidance, "negative_prompt": negative,
     }  # fmt: skip
     assert torch.equal(x, pipe(PROMPT, output_type="latent", **asked).images)
     assert torch.equal(shown, pipe(PROMPT, output_type="pt", **asked).images)
@@ -108,6 +109,20 @@ def test_a_prompted_network_does_what_its_pipeline_does(
     other = open_image_model(folder, "a car", negative=negative, guidance=guidance)
     with torch.no_grad():
         assert not torch.equal(other.eps(noise, 500.0), model.eps(noise, 500.0))
+
+
+def test_few_latents_go_together(saved: Any) -> None:
+    """Sixty-four at once would not fit; of one after the other the same comes."""
+    model = open_image_model(saved[1], PROMPT)
+    sizes: list[int] = []
+    hook = model.unet.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    x = model.noise(2 * TOGETHER + 1)
+    with hook, torch.no_grad():
+        eps, shown = model.eps(x, 400.0), model.images(x)
+        assert sizes == [TOGETHER, TOGETHER, 1]
+        for i, one in enumerate(x.split(1)):
+            assert torch.allclose(model.eps(one, 400.0), eps[i], atol=1e-5)
+            assert torch.allclose(model.images(one), shown[i], atol=1e-5)
 
 
 def brightness(images: Any) -> Any:
@@ -145,17 +160,22 @@ def test_the_command_line(saved: Any, tmp_path: Path) -> None:
     found = call(app, ["generate", "image", *model, "-m", "usf", "-o", str(out), *asked])
     assert found.exit_code == 0, found.output
     facts = json.loads(found.stdout)
-    assert facts["prompt"] == PROMPT
+    assert (facts["prompt"], facts["negative"], facts["guidance"]) == (PROMPT, None, 7.5)
     assert facts["calls_an_image"] == 4
     with np.load(out) as kept:
         assert kept["images"].shape == (2, 3, 16, 16)
+        assert json.loads(str(kept["made_by"]))["guidance"] == 7.5
+    page = tmp_path / "page.html"
     found = call(app, [
-        "compare", "samplers", *model, "--methods", "deis", "--steps", "3", "-n", "8",
-        "--noises", "8", "--reference", "4", "--report", str(tmp_path / "page.html"), "--json",
+        "compare", "samplers", *model, "--guidance", "3", "--negative", NEGATIVE, "--methods",
+        "deis", "--steps", "3", "-n", "8", "--noises", "8", "--reference", "4", "--report",
+        str(page), "--json",
     ])  # fmt: skip
     assert found.exit_code == 0, found.output
     board = json.loads(found.stdout)
-    assert board["protocol"]["prompt"] == PROMPT
+    kept = {name: board["protocol"][name] for name in ("prompt", "negative", "guidance")}
+    assert kept == {"prompt": PROMPT, "negative": NEGATIVE, "guidance": 3.0}
+    assert all(str(value) in page.read_text() for value in kept.values())
     assert {row["method"] for row in board["leaderboard"]} == {"ddim", "deis"}
 
 
@@ -164,8 +184,11 @@ def test_bad_input(saved: Any, tmp_path: Path) -> None:
     kind = type(saved[0]).__name__
     with pytest.raises(InputError, match=f"prompt: got none for a {kind}, want a text"):
         open_image_model(folder)
-    with pytest.raises(InputError, match="prompt: got one for a DDPMPipeline, want none"):
-        open_image_model(EMBEDDED, PROMPT)
+    with pytest.raises(InputError, match="guidance: got nan, want a finite number"):
+        open_image_model(folder, PROMPT, guidance=float("nan"))
+    for name, value in (("prompt", PROMPT), ("negative", NEGATIVE), ("guidance", 3.0)):
+        with pytest.raises(InputError, match=f"{name}: got one for a DDPMPipeline, want none"):
+            open_image_model(EMBEDDED, **{name: value})
     unknown = diffusers.StableDiffusionInpaintPipeline(
         saved[0].vae, encoder(transformers.CLIPTextModel), saved[0].tokenizer,
         network(cross_attention_dim=8), saved[0].scheduler, None, None,

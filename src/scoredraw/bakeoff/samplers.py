@@ -37,6 +37,7 @@ Float = NDArray[np.float64]
 BASELINE = "ddim"
 BLOCKS = 4  # of noises, each with a Fréchet distance
 SHOWN = 12  # images of a method on the page
+PROMPTED = ("prompt", "negative", "guidance")  # of the protocol, where a model takes them
 COMPONENTS = 32  # principal components of a model without a classifier
 
 
@@ -181,6 +182,7 @@ class SamplerComparison:
             provenance={
                 "model": self.model, "methods": ", ".join(self.methods),
                 "calls": ", ".join(map(str, steps)), "images": self.protocol["size"],
+                **{name: self.protocol[name] for name in PROMPTED if name in self.protocol},
                 "seed": self.protocol["seed"], **stamp(),
             },
         )  # fmt: skip
@@ -212,12 +214,13 @@ def compare_samplers(
     reference: int = 60,
     seed: int = 0,
     prompt: str | None = None,
-    guidance: float = 7.5,
+    negative: str | None = None,
+    guidance: float | None = None,
     progress: Progress | None = None,
 ) -> SamplerComparison:
     """Compare solvers of a model's ODE by error, Fréchet distance and seconds, on equal noises.
 
-    model, prompt, guidance: as in `image_models.open_image_model`. methods: names of
+    model, prompt, negative, guidance: as in `image_models.open_image_model`. methods: names of
     `registry.methods("images")` that solve the ODE (all); DDIM is always among them. steps: numbers
     of network calls. size: images of a method, a multiple of 4; noises: how many of them are
     compared with the exact solution; reference: its steps, with three calls each. data: a .npz of
@@ -235,7 +238,7 @@ def compare_samplers(
     require(size >= 8 and size % BLOCKS == 0, "size", size, f"a multiple of {BLOCKS}, 8 or more")
     require(2 <= noises <= size, "noises", noises, f"from 2 to size = {size}")
     tell = progress or (lambda *_: None)
-    found = open_image_model(model, prompt, guidance=guidance)
+    found = open_image_model(model, prompt, negative=negative, guidance=guidance)
     names = chosen(methods, moments=data is not None or found.name == EMBEDDED)
     if data is not None:
         image_methods.data_of(found, str(data))
@@ -274,7 +277,11 @@ def compare_samplers(
         "noises": noises,
         "reference": reference,
         "seed": seed,
-        **({} if prompt is None else {"prompt": prompt, "guidance": guidance}),
+        **(
+            {}
+            if prompt is None
+            else {"prompt": prompt, "negative": negative, "guidance": found.unet.guidance}
+        ),
     }
     return SamplerComparison(
         model, protocol, stacked(errors), stacked(distances), stacked(seconds),

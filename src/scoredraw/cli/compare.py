@@ -14,6 +14,7 @@ from scoredraw.cli.options import (
     Equal,
     Guidance,
     Json,
+    Negative,
     Prompt,
     ReportPage,
     SampleColumns,
@@ -146,7 +147,8 @@ def samplers(
         str, typer.Option(help="embedded, or the folder of a diffusers pipeline.", metavar="MODEL")
     ] = "embedded",
     prompt: Prompt = None,
-    guidance: Guidance = 7.5,
+    negative: Negative = None,
+    guidance: Guidance = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -175,8 +177,8 @@ def samplers(
     with progress_bar() as progress:
         result = compare_samplers(
             model, methods, whole(steps, "steps") or (), size=size, noises=min(noises, size),
-            data=data, reference=reference, seed=seed, prompt=prompt, guidance=guidance,
-            progress=progress,
+            data=data, reference=reference, seed=seed, prompt=prompt, negative=negative,
+            guidance=guidance, progress=progress,
         )  # fmt: skip
     deliver(result, print_samplers, report, as_json)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scoredraw.cli.options import Guidance, Json, Prompt, Seed, Set, settings
+from scoredraw.cli.options import Guidance, Json, Negative, Prompt, Seed, Set, settings
 from scoredraw.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def image(
         ),
     ] = "embedded",
     prompt: Prompt = None,
-    negative: Annotated[str, typer.Option(help="What is not wanted.", metavar="TEXT")] = "",
-    guidance: Guidance = 7.5,
+    negative: Negative = None,
+    guidance: Guidance = None,
     method: Annotated[str, typer.Option("--method", "-m", help="How it is sampled.")] = "deis",
     steps: Annotated[
         int,
@@ -82,9 +82,11 @@ def image(
     with counted(found) as calls, waiting(f"{method}, {size} images"):
         images = found.images(sampled(sample, found, found.noise(size, seed), steps, given))
     facts = {
-        "model": model, "prompt": prompt, "method": method, "steps": steps, "images": len(images),
+        "model": model, "method": method, "steps": steps, "images": len(images),
         "calls_an_image": round(calls[0] / max(len(images), 1), 3),
         "seconds": round(time.perf_counter() - begun, 3), "out": None if out is None else str(out),
+        **({} if prompt is None else
+           {"prompt": prompt, "negative": negative, "guidance": found.unet.guidance}),
     }  # fmt: skip
     if out is not None:
         save(images, out, facts | {"seed": seed})

@@ -49,7 +49,11 @@ Set = Annotated[
 Prompt = Annotated[
     str | None, typer.Option(help="What Stable Diffusion is to show.", metavar="TEXT")
 ]
-Guidance = Annotated[float, typer.Option(help="Strength of guidance; 1 for none.", metavar="G")]
+Negative = Annotated[str | None, typer.Option(help="What is not wanted.", metavar="TEXT")]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Strength of guidance, 1 for none.", metavar="G", show_default="7.5"),
+]
 Model = Annotated[
     str | None,
     typer.Option(

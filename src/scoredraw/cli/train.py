@@ -11,7 +11,7 @@ import typer
 
 from scoredraw.cli import train_policy, train_swarm
 from scoredraw.cli.compare import progress_bar
-from scoredraw.cli.options import Guidance, Json, Prompt, Seed
+from scoredraw.cli.options import Guidance, Json, Negative, Prompt, Seed
 from scoredraw.errors import InterruptedWorkError, require
 
 app = typer.Typer()
@@ -37,7 +37,8 @@ def schedule(
         str, typer.Option(help="embedded, or the folder of a diffusers pipeline.", metavar="MODEL")
     ] = "embedded",
     prompt: Prompt = None,
-    guidance: Guidance = 7.5,
+    negative: Negative = None,
+    guidance: Guidance = None,
     steps: Annotated[int, typer.Option(min=1, help="Network calls of the schedule.")] = 5,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The schedule to write.", metavar="OUT.json")
@@ -66,8 +67,8 @@ def schedule(
     require(out.suffix == ".json", "out", out.name, "a name that ends in .json")
     require(out.parent.is_dir(), "out", str(out), "a file in an existing folder")
     journal = out.with_name(f"{out.name}.log.jsonl")
-    found, begun = open_image_model(model, prompt, guidance=guidance), time.perf_counter()
-    about = [model, prompt, guidance, noises, reference]
+    found = open_image_model(model, prompt, negative=negative, guidance=guidance)
+    about, begun = [model, prompt, negative, guidance, noises, reference], time.perf_counter()
     try:
         with torch.no_grad(), progress_bar() as progress:
             error, fresh = (

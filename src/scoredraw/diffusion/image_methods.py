@@ -252,7 +252,7 @@ def product(
     *,
     other: str,
     prompt: str | None = None,
-    guidance: float = 7.5,
+    guidance: float | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Tensor:

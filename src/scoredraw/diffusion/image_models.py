@@ -19,7 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from scoredraw.diffusion.parameterisations import to_eps
-from scoredraw.diffusion.prompted_network import PromptedNetwork
+from scoredraw.diffusion.prompted_network import (
+    GUIDANCE,
+    TOGETHER,
+    PromptedNetwork,
+    state_shape,
+)
 from scoredraw.diffusion.schedules import DiscreteAlphas
 from scoredraw.errors import InputError, import_extra, require
 
@@ -43,12 +48,13 @@ class ImageModel:
     unet: Any
     schedule: DiscreteAlphas
     kind: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def eps(self, x: torch.Tensor, t: float) -> torch.Tensor:
         """The noise in x (B, *shape) at time t, a number from 0 to T - 1, or one each (B,)."""
         times = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
-        parts = zip(x.split(BATCH), times.split(BATCH), strict=True)
+        size = TOGETHER if isinstance(self.unet, PromptedNetwork) else BATCH
+        parts = zip(x.split(size), times.split(size), strict=True)
         predicted = torch.cat([self.unet(*part).sample for part in parts]) if len(x) else x
         if self.kind == "epsilon":
             return predicted
@@ -69,16 +75,16 @@ class ImageModel:
 
 
 def open_image_model(
-    source: str | Path = EMBEDDED, prompt: str | None = None, *, negative: str = "",
-    guidance: float = 7.5,
+    source: str | Path = EMBEDDED, prompt: str | None = None, *, negative: str | None = None,
+    guidance: float | None = None,
 ) -> ImageModel:  # fmt: skip
     """The model in a folder saved by `save_pretrained` of a diffusers pipeline, or "embedded".
 
-    prompt, negative, guidance: of Stable Diffusion (1, 2, XL), see `PromptedNetwork`.
+    prompt, negative, guidance (by default 7.5): of Stable Diffusion, see `PromptedNetwork`.
 
     Raises InputError for a folder without an unconditional UNet (`UNet2DModel`) or one that takes a
-    prompt, or with a scheduler that has no alphas_cumprod, for a prompt that is missing or that
-    nothing takes, and MissingExtraError where diffusers is not installed.
+    prompt, or with a scheduler that has no alphas_cumprod, for a prompt that is missing, for these
+    three where nothing takes them, and MissingExtraError where diffusers is not installed.
 
     >>> model = open_image_model()
     >>> model.shape, model.schedule.ends.t_start
@@ -100,21 +106,21 @@ def open_image_model(
     came = f"a {type(pipeline).__name__}"
     if isinstance(unet, diffusers.UNet2DConditionModel):
         require(prompt is not None, "prompt", f"none for {came}", "a text")
-        network: Any = PromptedNetwork(pipeline, str(prompt), negative, guidance)
+        strength = GUIDANCE if guidance is None else guidance
+        network: Any = PromptedNetwork(pipeline, str(prompt), negative, strength)
     else:
         plain = isinstance(unet, diffusers.UNet2DModel) and unet.class_embedding is None
         require(plain, "model", came, "one of an unconditional UNet2DModel, or Stable Diffusion")
-        require(prompt is None, "prompt", f"one for {came}", "none: its network takes no text")
+        for name, value in (("prompt", prompt), ("negative", negative), ("guidance", guidance)):
+            require(value is None, name, f"one for {came}", "none: its network takes no text")
         assert unet is not None
         network = unet.float().eval().requires_grad_(False)
     alphas, kind = getattr(scheduler, "alphas_cumprod", None), scheduler.config.prediction_type
     came = f"a {type(scheduler).__name__} of {kind!r}"
     require(alphas is not None and kind in KINDS, "model", came, "alphas_cumprod, and one of "
             + ", ".join(KINDS))  # fmt: skip
-    side = unet.config.sample_size
-    height, width = side if isinstance(side, list | tuple) else (side, side)
-    shape = (int(unet.config.in_channels), int(height), int(width))
-    return ImageModel(str(source), path, network, DiscreteAlphas(alphas), str(kind), shape)
+    schedule, shape = DiscreteAlphas(alphas), state_shape(unet)
+    return ImageModel(str(source), path, network, schedule, str(kind), shape)
 
 
 def classifier_network() -> torch.nn.Sequential:

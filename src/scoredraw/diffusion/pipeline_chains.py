@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoredraw.diffusion.prompted_network import state_shape
 from scoredraw.diffusion.time_grids import whole
 from scoredraw.diffusion.tree_proposals import MarkovChain
 from scoredraw.errors import require
@@ -59,7 +60,7 @@ def pipeline_chain(
         return made.prev_sample
 
     where = unet.device if device is None else device
-    dims = _dims(unet)
+    dims = state_shape(unet)
 
     def prior(n: int, source: Any) -> Any:
         return _gaussian(n, dims, source).to(where) * own.init_noise_sigma
@@ -92,7 +93,7 @@ def latent_chain(
     for name in ("latents", "num_images_per_prompt", "output_type"):
         require(name in takes, "pipe", f"{type(pipe).__name__} without {name}", "one that takes it")
     options = {name: value for name, value in options.items() if name in takes}
-    shape = _dims(_network(pipe)) if dims is None else tuple(dims)
+    shape = state_shape(_network(pipe)) if dims is None else tuple(dims)
 
     class Latents(MarkovChain):
         def run(self, x: Any, edge: int, generator: Any, n: int = 0) -> tuple[Any, Any]:
@@ -185,11 +186,6 @@ def _network(pipe: Any) -> Any:
     wanted = "a pipeline with a unet or a transformer"
     require(network is not None, "pipe", type(pipe).__name__, wanted)
     return network
-
-
-def _dims(network: Any) -> tuple[int, ...]:
-    size = network.config.sample_size
-    return (network.config.in_channels, *((size, size) if isinstance(size, int) else size))
 
 
 def _gaussian(n: int, dims: Sequence[int], source: Any) -> Tensor:
