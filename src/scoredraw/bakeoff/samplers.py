@@ -4,7 +4,7 @@ All of them start from the same noises. `error` is the root mean square distance
 Stable Diffusion: over latents), to where the exact solution leads, one a noise; ratios to DDIM's
 are taken noise by noise. `distance` is the Fréchet distance of a feature space, taken over blocks
 of noises: to real images of the embedded data set in the features of a small classifier of them, or
-for other models to the exact solutions of other noises in the principal components of their pixels.
+for other models to the exact solutions of other noises in the principal components of their states.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def distance_space(
     flat = solved.reshape(len(solved), -1).astype(np.float64)
     _, _, axes = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
     axes = axes[:COMPONENTS]
-    said = f"to {len(solved)} exact solutions, in the first {len(axes)} components of their pixels"
+    said = f"to {len(solved)} exact solutions, in the first {len(axes)} components of their pixels or latents"
 
     def judge_pixels(images: NDArray[Any]) -> float:
         return frechet_distance(images.reshape(len(images), -1) @ axes.T, flat @ axes.T)
