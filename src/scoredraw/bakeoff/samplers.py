@@ -344,7 +344,7 @@ def distance_space(
     flat = solved.reshape(len(solved), -1).astype(np.float64)
     _, _, axes = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
     axes = axes[:COMPONENTS]
-    said = f"to {len(solved)} exact solutions, in the first {len(axes)} components of their pixels or latents"
+    said = f"to {len(solved)} exact solutions, in the first {len(axes)} components of their states"
 
     def judge_pixels(images: NDArray[Any]) -> float:
         return frechet_distance(images.reshape(len(images), -1) @ axes.T, flat @ axes.T)
