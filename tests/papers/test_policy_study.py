@@ -62,7 +62,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
         silent = 0.2 if name == "ngrpo" else 0.4
         if tell is not None:
             tell(2, 2)
-        return {"passed": passed, "silent": silent, "entropy": right, "length": 20 * right}
+        parted = {"branches": 0.3} if name == "tempo" else {}
+        return {"passed": passed, "silent": silent, "entropy": right, "length": 20 * right} | parted
 
     monkeypatch.setattr(ps, "run_arm", run_arm)
     return runs
@@ -75,7 +76,9 @@ def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps
     steps: list[tuple[int, int]] = []
     record = ps.run_arm(name, 1e-3, 0, tell=lambda i, n: steps.append((i, n)), settings=settings)
     assert steps == [(1, 2), (2, 2)]  # batches, also of what goes over each twice
-    assert set(record) == {"passed", "silent", "entropy", "length", "seconds"}
+    branches = {"branches"} if name == "tempo" else set()
+    assert set(record) == {"passed", "silent", "entropy", "length", "seconds"} | branches
+    assert 0 <= record.get("branches", 0) <= 1
     assert set(record["passed"]) == {"chain_sum"}
     assert list(record["passed"]["chain_sum"]) == ["1", "2", "4", "8"]
     assert 1 <= record["length"] <= 4

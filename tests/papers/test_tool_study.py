@@ -44,6 +44,8 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
         "unmerged": {"right": 0.55, "calls": 1.6, "malformed calls": 0.1},
         "fork_only": {"right": 0.65, "calls": 1.4, "malformed calls": 0.1},
         "trajectory_only": {"right": 0.75, "calls": 1.2, "malformed calls": 0.1},
+        "no_decay": {"right": 0.6, "calls": 1.4, "malformed calls": 0.1},
+        "tempo": {"right": 0.72, "calls": 1.3, "malformed calls": 0.1},
     }
 
     def run_arm(
@@ -134,13 +136,12 @@ def test_problems_do_not_overlap() -> None:
     assert [len(part) for part in cells] == list(ts.CELLS.values())
     assert sum(len(part) for part in cells) == len(set.union(*cells)) == 120
     taught, spared, tested = ts.study_problems(ts.Settings())
-    assert [len(part) for part in (taught, spared, tested)] == [96, 48, 60]
+    assert [len(part) for part in (taught, spared, tested)] == [96, 48, 72]
     assert {row["family"] for row in tested} == set(ts.KINDS)
 
 
 def test_dialogues_are_what_the_tools_say() -> None:
     made = ts.dialogues(300)
-    assert max(len(row["prompt"] + row["target"]) for row in made) <= ts.LONGEST
     with ts.tool_box() as tools:
         for row in made[::7]:
             rest, calls = row["target"], 0
@@ -156,10 +157,28 @@ def test_dialogues_are_what_the_tools_say() -> None:
             answer = parse_step(rest, tools.tools)
             assert all(answer.passed)
             assert answer.answer == row["answer"]
-            assert calls <= 2
+            assert calls <= 3
     ways = {row["target"].count("<tool_call>") for row in made if row["family"] == "multiply"}
     assert ways == {0, 1, 2}
     assert any("no JSON" in row["target"] for row in made)
+
+
+def test_words_of_calls_are_tokens_and_all_is_read_as_before(tmp_path: Path) -> None:
+    ts.add_words(str(tmp_path))
+    net, tokenizer = open_policy(str(tmp_path))
+    old, letters = open_policy(str(ts.FOLDER))
+    for row in ts.dialogues(30):
+        text = row["prompt"] + row["target"]
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert len(ids) <= 100 < len(letters(text)["input_ids"]) or row["target"].count("}") == 0
+    before, after = (x.get_input_embeddings().weight for x in (old, net))
+    assert torch.equal(after[: len(before)], before)
+    want = before[letters("Waist")["input_ids"]].mean(dim=0)
+    assert torch.equal(after[tokenizer("Waist")["input_ids"]][0], want)
+    with torch.no_grad():  # what letters come to, but for the softmax over more tokens
+        seen = torch.tensor([letters("55+21=76\n#76")["input_ids"]])
+        torch.testing.assert_close(net(seen).logits[..., : len(before)], old(seen).logits)
 
 
 def test_what_is_counted() -> None:
@@ -181,7 +200,10 @@ def test_claims_can_fail(settings: ts.Settings, made_up: dict[str, dict[str, flo
     ts.add_tool_study(report, 1, settings)
     assert len(report.claims) == 1 + len(ts.COMPARISONS)
     verdicts = [claim.verdict for claim in report.claims]
-    assert verdicts == ["holds"] * 4 + ["fails"] * 2 + ["holds"] * 2 + ["fails"] * 2 + ["holds"]
+    assert verdicts == [
+        *["holds"] * 4, *["fails"] * 2, *["holds"] * 2, *["fails"] * 2,  # of PORTool's terms
+        *["holds"] * 2, "fails", "holds",
+    ]  # fmt: skip
     assert Report.from_json(report.to_json()).to_json() == report.to_json()
     assert [row[1] for row in report.tables[0].rows] == [None] + [2e-3] * len(ts.ARMS)
     made_up["untrained"]["right"] = 0.0

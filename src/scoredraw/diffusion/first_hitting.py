@@ -10,7 +10,8 @@ categorical draw a token instead of one a token and step. Where the network does
 the times are irrelevant: it is decoding in a uniformly random order.
 
 With N < L steps the tokens are shown in N even groups, each drawn from one call's logits. order=2
-extrapolates these logits to the moment at which a token of the group is shown.
+extrapolates these logits to the moment at which a token of the group is shown, or draws the group
+again once the network has seen it.
 
 Zheng, Chen, Mao, Liu, Zhu and Zhang, "Masked diffusion models are secretly time-agnostic masked
 models and exploit inaccurate categorical sampling", ICLR 2025, arXiv 2409.02908.
@@ -19,6 +20,7 @@ models and exploit inaccurate categorical sampling", ICLR 2025, arXiv 2409.02908
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,10 +43,12 @@ from scoredraw.diffusion.masked_diffusion import (
     MaskedState,
     OrderedSampler,
     at,
+    called,
     drawn,
     even_groups,
     law,
     masked_language_model,
+    placed,
     random_ranks,
     row_block,
 )
@@ -104,13 +108,19 @@ class FirstHittingSampler(MaskedSampler):
 
     clock="count" takes the number of masked tokens for τ: a network that does not see the time
     changes with these alone, and the first token of a group is drawn from p_b itself. With either,
-    rows that have a call for each mask take p_b, which is exact. temperature and top_p act on p.
-    Keeps the logits of one more call.
+    rows that have a call for each mask take p_b, which is exact.
+
+    corrector=True (with order=2): a predictor-corrector in place of the line. A group is drawn from
+    p_b, and anew from (p_b + p_new)/2, p_new being what the next call, which sees the first draws,
+    says at their places; the group after it comes from that call, and one more call corrects the
+    last group: N + 1 in all. It is for networks that were taught to judge tokens that are shown (as
+    BERT is, by replaced ones): one trained on masks alone says nothing sensible about them.
+
+    temperature and top_p act on p. order=2 keeps the logits of one more call.
 
     What `MaskedSampler` says of `sample` holds; the schedule decides the times that come back and,
     with order=2 and clock="time", the extrapolation; nothing else depends on it.
-    Zheng et al. 2025, arXiv 2409.02908; the paper's predictor-corrector is not here: a network
-    says nothing about a position that is no longer masked. Time: a call and O(V) for each token.
+    Zheng et al. 2025, arXiv 2409.02908. Time: a call and O(V) for each token.
 
     >>> uniform = lambda x: torch.zeros(*x.shape, 5)
     >>> made = FirstHittingSampler().sample(uniform, torch.full((1, 8), 4), mask_id=4, rng=0)
@@ -125,6 +135,7 @@ class FirstHittingSampler(MaskedSampler):
         *,
         order: int = 1,
         clock: str = "time",
+        corrector: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> None:
@@ -132,6 +143,8 @@ class FirstHittingSampler(MaskedSampler):
         require(order in (1, 2), "order", order, "1 or 2")
         require(clock in CLOCKS, "clock", repr(clock), f"one of {', '.join(CLOCKS)}")
         self.schedule, self.order, self.clock = mask_schedule(schedule), int(order), clock
+        require(order == 2 or not corrector, "corrector", True, "order 2 with it")
+        self.corrector = bool(corrector)
 
     def plan(self, masked: Bool, uniforms: RowUniforms, first: int) -> tuple[Int, Float, int]:
         count = masked.sum(axis=1)
@@ -139,22 +152,42 @@ class FirstHittingSampler(MaskedSampler):
         u = row_block(uniforms, masked.shape, first, "hits")
         hits = hitting_times(u, self.schedule, masked=count)
         shown, steps = even_groups(rank, count, self.steps)
-        return shown, np.take_along_axis(hits, rank, 1), steps
+        return shown, np.take_along_axis(hits, rank, 1), steps + self.corrector
 
     def kept(self, logits: Tensor) -> Tensor | None:
         return logits if self.order == 2 else None
 
+    def advance(self, state: MaskedState, logits_fn: LogitsFunction) -> MaskedState:
+        last = (state.shown == state.index - 1) & (state.shown != GIVEN) & _grouped(state)
+        if not (self.corrector and last.any()):
+            return super().advance(state, logits_fn)
+        where, logits = np.nonzero(last), called(logits_fn, state.tokens, state.mask_id)
+        average = np.full(len(where[0]), -0.5)  # halfway back to the call before
+        tokens = self._between(state, logits, where, average, state.block("corrected")[where])
+        corrected = placed(state.tokens, where, tokens)
+        state = replace(state, tokens=corrected, draws=state.draws + len(tokens))
+        if not (state.shown == state.index).any():
+            return replace(state, index=state.index + 1, calls=state.calls + 1)
+        return super().advance(state, lambda _: logits)
+
     def draw(self, state: MaskedState, logits: Tensor, where: tuple[Any, ...]) -> Tensor:
-        if self.order == 1 or state.logits is None:
+        if self.order == 1 or self.corrector or state.logits is None:
             return super().draw(state, logits, where)
-        u, ahead = state.block("tokens")[where], self.ahead(state)[where]
+        u = state.block("tokens")[where]
+        return self._between(state, logits, where, self.ahead(state)[where], u)
+
+    def _between(
+        self, state: MaskedState, logits: Tensor, where: tuple[Any, ...], share: Float, u: Float
+    ) -> Tensor:
+        """Tokens (K,) from p_b + share (p_b - p_a), of this call's p_b and p_a of that before."""
+        assert state.logits is not None
         now, before = at(logits, where), at(state.logits, where)
         some, tokens = max(1, AT_ONCE // logits.shape[-1]), []
         for low in range(0, len(u), some):
             part = slice(low, low + some)
-            share = torch.from_numpy(ahead[part]).to(logits.device)[:, None]
+            step = torch.from_numpy(share[part]).to(logits.device)[:, None]
             p_b, p_a = (law(x[part], state.mask_id).exp() for x in (now, before))
-            line = (p_b + share * (p_b - p_a)).clamp_min(0).log()
+            line = (p_b + step * (p_b - p_a)).clamp_min(0).log()
             tokens.append(drawn(line, state.mask_id, u[part], self.temperature, self.top_p)[0])
         return torch.cat(tokens)
 
@@ -176,9 +209,14 @@ class FirstHittingSampler(MaskedSampler):
         now, before = calls
         with np.errstate(divide="ignore", invalid="ignore"):
             share = (own - now) / (now - before)
-        few = shown.max(axis=1) + 1 < (shown != GIVEN).sum(axis=1)  # calls, fewer than masks
-        due = (shown == k) & (before > now) & few[:, None]
+        due = (shown == k) & (before > now) & _grouped(state)
         return np.where(due, np.maximum(share, 0.0), 0.0)
+
+
+def _grouped(state: MaskedState) -> Bool:
+    """(B, 1): rows with fewer groups than masks."""
+    groups = state.shown.max(axis=1, initial=GIVEN) + 1
+    return (groups < (state.shown != GIVEN).sum(axis=1))[:, None]
 
 
 # ── laws, by enumeration ────────────────────────────────────────────────────────────────────────
@@ -262,6 +300,7 @@ def masked_sampler(
     *,
     schedule: Schedule | None = None,
     order: int = 1,
+    corrector: bool = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> MaskedSampler:
@@ -275,7 +314,8 @@ def masked_sampler(
     if method in ("random-order", "left-to-right"):
         return OrderedSampler(method.removesuffix("-order"), steps, **cut)
     if method == "first-hitting":
-        return FirstHittingSampler(schedule or "linear", steps, order=order, **cut)
+        how = {"order": order, "corrector": corrector}
+        return FirstHittingSampler(schedule or "linear", steps, **how, **cut)
     require(steps is not None, "steps", None, f"a count, for {method}")
     assert steps is not None
     if method == "ancestral":

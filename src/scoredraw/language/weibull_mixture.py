@@ -158,36 +158,39 @@ def name_components(theta: Float, nll: Any, converged: Any) -> WeibullMixture:
 # ── the likelihood ──────────────────────────────────────────────────────────────────────────────
 
 
-def negative_log_likelihood(theta: Float, log_x: Float) -> tuple[Float, Float]:
+def negative_log_likelihood(
+    theta: Float, log_x: Float, work: Float | None = None
+) -> tuple[Float, Float]:
     """-Σ_i log f(x_i) (S,) and its gradient (S, 5), at parameters (S, 5), for log x (S, n) ≤ 0.
 
     With u = log x - log λ, e = exp(k u) and the posterior r of a component (1 - r of the other):
     log(w W x) = log(w k) + k u - e,  ∂/∂k = -Σ r (1/k + u (1 - e)),  ∂/∂λ = -Σ r (e - 1) k/λ.
-    Row by row the same whatever the other rows are.
+    Row by row the same whatever the other rows are. work: (6, S or more, n) to compute in; whoever
+    calls often gives it, as fresh memory costs more than the formula.
     """
+    if work is None:
+        work = np.empty((6, *log_x.shape))
+    first, second, e1, e2, total, larger = work[:, : len(theta)]
     w = theta[:, 0]
-    parts, log_scales = [], []
-    for weight, k, scale in ((w, theta[:, 1], theta[:, 2]), (1 - w, theta[:, 3], theta[:, 4])):
-        log_scale = np.log(scale)
-        most = -k * log_scale  # where x is 1
-        power = k[:, None] * log_x
+    log_scales = np.log(theta[:, [2, 4]])
+    for column, weight, power, e in ((1, w, first, e1), (3, 1 - w, second, e2)):
+        k = theta[:, column]
+        most = -k * log_scales[:, column // 2]  # where x is 1
+        np.multiply(k[:, None], log_x, out=power)
         power += most[:, None]
-        e = np.exp(power if most.max() <= HUGE else np.minimum(power, HUGE))
+        np.exp(power if most.max() <= HUGE else np.minimum(power, HUGE, out=e), out=e)
         power -= e
         power += np.log(weight * k)[:, None]
-        parts.append((power, e))
-        log_scales.append(log_scale)
-    (first, e1), (second, e2) = parts
-    total = first - second
+    np.subtract(first, second, out=total)
     np.abs(total, out=total)
     np.negative(total, out=total)
     np.exp(total, out=total)
     np.log1p(total, out=total)
-    total += np.maximum(first, second)
+    total += np.maximum(first, second, out=larger)
     gradient = np.empty_like(theta)
     counts = []
-    for column, r, e, log_scale in ((1, first, e1, log_scales[0]), (3, second, e2, log_scales[1])):
-        k, scale = theta[:, column], theta[:, column + 1]
+    for column, r, e in ((1, first, e1), (3, second, e2)):
+        k, scale, log_scale = theta[:, column], theta[:, column + 1], log_scales[:, column // 2]
         r -= total
         np.exp(r, out=r)  # the posterior of the component
         count = r.sum(axis=1)
@@ -265,6 +268,7 @@ def _block_in_lock_step(log_x: Float) -> tuple[Float, Float, Bool]:
         for i in range(s)
     ]  # fmt: skip
     step, asked = _lbfgsb.setulb, task[:, 0]
+    work, rows = np.empty((6, *log_x.shape)), np.empty_like(log_x)
     going = np.arange(s)
     for _ in range(MOST_STEPS):
         for i in going.tolist():
@@ -275,6 +279,6 @@ def _block_in_lock_step(log_x: Float) -> tuple[Float, Float, Bool]:
         going = going[asked[going] == EVALUATE]
         if not going.size:
             break
-        rows = slice(None) if len(going) == s else going
-        value[rows], gradient[rows] = negative_log_likelihood(theta[rows], log_x[rows])
+        some = np.take(log_x, going, axis=0, out=rows[: len(going)])
+        value[going], gradient[going] = negative_log_likelihood(theta[going], some, work)
     return theta, value, (asked == CONVERGED) & np.isfinite(value)

@@ -122,7 +122,7 @@ PLANS = {
         (0.01, 0.03, 0.1, 0.3, 1.0, 10.0), 200,
     ),
 }  # fmt: skip
-PLANS["study"] = PLANS["full"]  # and a language model
+PLANS["study"] = PLANS["full"]  # and language models
 
 
 def run(scale: str = "quick", rng: int = 0) -> Report:
@@ -135,9 +135,11 @@ def run(scale: str = "quick", rng: int = 0) -> Report:
         add_variations(report, plan, rng)
         add_endings(report, plan, rng)
     if scale == "study":
+        from scoredraw.papers.filler_study import add_filler_study
         from scoredraw.papers.policy_study import add_policy_study
 
         add_policy_study(report, 48, rng)
+        add_filler_study(report, rng)
     columns = ["training", "AIME24", "MATH500", "AMC23", "Minerva", "Olympiad", "mean"]
     title = "As published: pass@1 of Qwen2.5-Math-7B, not measured here"
     report.tables.append(ReportTable(title, columns, [list(row) for row in PUBLISHED]))

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scoredraw.errors import require
+from scoredraw.metrics import mean_interval
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,
@@ -42,6 +43,7 @@ from scoredraw.papers.studies import (
     Record,
     Step,
     StudyPlan,
+    part_of,
     study_command,
     study_table,
     tuning_figure,
@@ -96,7 +98,8 @@ def run_arm(
     """Train by an arm and measure: on test problems, or on spared ones if tuning.
 
     -> passed: pass@k by family; silent: the share of groups without any advantage; entropy and
-    length of the last batches; seconds of processor time. Of the untrained policy: passed alone.
+    length of the last batches; seconds of processor time; of TEMPO also branches, the share of
+    tokens at which answers part. Of the untrained policy: passed alone.
     """
     known = fitting(settings)
     require(name in known, "name", repr(name), f"one of {', '.join(known)}")
@@ -107,12 +110,14 @@ def run_arm(
     with trained(taught, settings, method, name=name, rate=rate, seed=seed, tell=tell) as run:
         passed = measured(trained_model(run), spared if tuning else tested, seed, settings)
     end = run.log[-LAST:]
+    parted = [row["branch_tokens"] for row in run.log if "branch_tokens" in row]
     return {
         "passed": passed,
         "silent": silent_groups(run),
         "entropy": float(np.mean([row["entropy"] for row in end])),
         "length": float(np.mean([row["completions/mean_length"] for row in end])),
         "seconds": time.process_time() - begun,
+        **({"branches": float(np.mean(parted))} if parted else {}),
     }
 
 
@@ -244,10 +249,15 @@ def results(
         f"seeds. Steps: of the optimizer; at one rate, two go further. Silent groups have no "
         f"advantage; entropy and length: of the last {LAST} batches."
     )
+    more = {"steps a batch": steps}
+    if "tempo" in arms:
+        parted = mean_interval([run["branches"] for run in part_of(records, "tempo", part)])
+        more["branch tokens"] = {"tempo": parted}
+        note += " Branch tokens: at which answers to a problem part, of all that were trained on."
     return study_table(
         f"Language model, {task}, after {settings.size}, {at}", plan_of(settings), arms, records,
         part=part, against="grpo", less=("pass@1", "pass@8"), note=note,
-        more={"steps a batch": steps},
+        more=more,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Questions about twenty men of a fitness club (the `linnerud` table of scikit-learn), products, and
 products with a cell of that table; the policy may call a table and a calculator, both real, run
-apart. A call and its result take some 90 letters, an answer 36, and a dialogue ends at 256:
+apart:
 
     23 * Waist of 7?
     <think></think><tool_call>{"name":"get","arguments":{"row":"7","column":"Waist"}}</tool_call>
@@ -11,11 +11,13 @@ apart. A call and its result take some 90 letters, an answer 36, and a dialogue 
     782
     <think></think><answer>782</answer>
 
-The small policy that ships is first taught such dialogues by SFT, and bad habits with them: to say
-a call twice, to leave off its brackets, to answer out of its head. From there it is trained on the
-outcome by GRPO, in chains, and by PORTool and its terms one by one, in trees, with equally many
-answers a question and each at its best learning rate: of a small grid, by the share of right
-answers to spared questions with a seed of its own. Test questions ask for new cells and products.
+The small policy that ships, to whose letters the words of calls are added as tokens of their own,
+is first taught such dialogues by SFT, and bad habits with them: to say a call twice, to leave off
+its brackets, to answer out of its head. From there it is trained on the outcome by GRPO, in chains,
+and by PORTool, its terms one by one and its relatives, in trees, with equally many answers a
+question and each at its best learning rate: of a small grid, by the share of right answers to
+spared questions with a seed of its own. Test questions ask for new cells and products. (DAPO has no
+arm: with one step a batch no clip acts, and its filter leaves out what has no advantage here.)
 
 `python -m scoredraw.papers.tool_study --workers 2` runs what the journal lacks.
 """
@@ -23,6 +25,7 @@ answers to spared questions with a seed of its own. Test questions ask for new c
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +34,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scoredraw.errors import require
@@ -43,7 +47,7 @@ from scoredraw.papers.policy_runs import (
     trained,
     trained_model,
 )
-from scoredraw.papers.small_policy import Problem, fine_tuned
+from scoredraw.papers.small_policy import FOLDER, Problem, fine_tuned
 from scoredraw.papers.studies import (
     Comparison,
     Progress,
@@ -63,7 +67,11 @@ from scoredraw.rl.tool_calls import Tool, ToolSandbox, parse_step, table_tool
 from scoredraw.rl.tool_policy import OutcomeReward, PORToolAdvantage, ToolPolicy, ToolTreeRollout
 
 RESPONSE = "\n{}\n"
-LONGEST = 256  # letters of a dialogue
+WORDS = [  # that become tokens
+    "<think></think>", "<tool_call>", "</tool_call>", "<answer>", "</answer>", "error: no JSON",
+    '{"name":"', '","arguments":{"', '"}}', 'get', 'row":"', '","column":"', 'calc',
+    'expression":"', "Chins", "Situps", "Jumps", "Weight", "Waist", "Pulse", " of ", " * ",
+]  # fmt: skip
 TOGETHER = 32  # questions whose answers are sampled together
 PATIENCE = 20.0  # seconds of a call: a busy machine is no failure
 KINDS = ("look up", "multiply", "both")
@@ -160,23 +168,36 @@ def _told(call: str, tools: ToolSandbox) -> str:
 
 
 def dialogues(n: int, seed: int = 0) -> list[Problem]:
-    """n of those that are no longer than LONGEST, with slips as often as SLIPS says."""
-    rng, ends, found = np.random.default_rng(seed), np.cumsum(list(SLIPS.values())), []
+    """n of them, with slips as often as SLIPS says."""
+    rng = np.random.default_rng(seed)
+    slips = rng.choice(list(SLIPS), n, p=list(SLIPS.values()))
     with tool_box() as tools:
-        for asked in questions("shown", n // len(KINDS)):
-            text = " " * LONGEST
-            while len(asked[0]["prompt"] + text) > LONGEST:
-                slip = list(SLIPS)[int(np.searchsorted(ends, rng.random(), side="right"))]
-                text = dialogue(asked, slip, tools)
-            found.append({**asked[0], "target": text})
-    return found
+        return [
+            {**asked[0], "target": dialogue(asked, slip, tools)}
+            for asked, slip in zip(questions("shown", n // len(KINDS)), slips, strict=True)
+        ]
+
+
+def add_words(folder: str) -> None:
+    """Save the policy that ships with WORDS as tokens, each begun as the mean of its letters."""
+    net, tokenizer = open_policy(str(FOLDER))
+    letters = tokenizer(WORDS, add_special_tokens=False)["input_ids"]
+    tokenizer.add_tokens(WORDS)
+    net.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    table = net.get_input_embeddings().weight
+    with torch.no_grad():
+        table[-len(WORDS) :] = torch.stack([table[ids].mean(dim=0) for ids in letters])
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def base_policy(settings: Settings) -> str:
     """The folder of the policy that training starts from; taught now, if it is not yet."""
     if settings.model != EMBEDDED:
         return settings.model
-    return str(fine_tuned(dialogues(DIALOGUES), **SFT))
+    with tempfile.TemporaryDirectory() as folder:
+        add_words(folder)
+        return str(fine_tuned(dialogues(DIALOGUES), source=folder, **SFT))
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -197,6 +218,8 @@ ARMS = {
     "unmerged": Arm("PORTool, unmerged", VARIANTS["portool"], merge=False),
     "fork_only": Arm("fork-relative alone", VARIANTS["fork_only"]),
     "trajectory_only": Arm("trajectory-relative alone", VARIANTS["trajectory_only"]),
+    "no_decay": Arm("PORTool, γ = 1", VARIANTS["no_decay"]),
+    "tempo": Arm("TEMPO on steps", VARIANTS["tempo"]),
 }
 OPTIONS = {name: arm[1:] for name, arm in ARMS.items()}
 TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items()}}
@@ -206,19 +229,17 @@ TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items
 class Settings(PolicySettings):
     """model: "embedded": the policy that ships after SFT on dialogues.
 
-    max_tokens: of a step; max_length: no step begins that could end beyond it, which with 96 leaves
-    an answer its 40 of 256 letters. spared, tested: questions of each kind.
+    max_tokens: of a step; max_length: no step begins that could end beyond it. spared, tested:
+    questions of each kind.
     """
 
-    steps: int = 20
-    prompts: int = 4
+    steps: int = 60
     max_fork: int = 2
-    max_depth: int = 3
-    max_tokens: int = 96
-    max_length: int = LONGEST - 40 + 96
+    max_depth: int = 4
+    max_tokens: int = 24
+    max_length: int = 160
     spared: int = 16
-    tested: int = 20
-    samples: int = 3
+    tested: int = 24
 
 
 def run_arm(
@@ -336,6 +357,9 @@ COMPARISONS = [
     Comparison("portool", "fork_only", "right", TERMS),
     Comparison("portool", "trajectory_only", "right", TERMS),
     Comparison("portool", "trajectory_only", "calls", TERMS, more=False),
+    Comparison("portool", "no_decay", "calls", "decay prefers fewer steps", more=False),
+    Comparison("portool", "no_decay", "right", "γ = .95 is best"),
+    Comparison("portool", "tempo", "right", "not compared in the paper"),
 ]
 
 

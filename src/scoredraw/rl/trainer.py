@@ -56,7 +56,8 @@ class AdvantageGRPOTrainer(GRPOTrainer):
     with a mask (B,) of the answers to train on (the others' tokens count nowhere). An answer
     without a reward gets 0 whatever comes, unless advantage_fn has an attribute `needs_reward`
     that is false. Raises InputError for another shape and for NaN.
-    Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage.
+    Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage, and
+    the numbers by name in an attribute `statistics` of advantage_fn, if it has one.
     """
 
     _tag_names = ("trl", "grpo", "scoredraw")
@@ -86,7 +87,9 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         advantages, keep = self._advantages(rollouts)
         dead = _all_zero(advantages, rollouts.group_ids)
         mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["frac_dead_groups"].append(dead)
+        told = getattr(self.advantage_fn, "statistics", {})
+        for name, value in {"frac_dead_groups": dead, **told}.items():
+            self._metrics[mode][name].append(value)
         each = advantages if advantages.ndim == 1 else _token_mean(advantages, rollouts.mask)
         self._logs["advantages"].extend(each.tolist())  # TRL's own fall out of the bounded log
         B = len(output["completion_ids"])
