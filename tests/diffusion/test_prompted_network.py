@@ -75,11 +75,18 @@ def make(name: str) -> Any:
 
 @pytest.fixture(scope="module", params=["1", "XL"])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A pipeline and the folder that it was saved to."""
+    """A pipeline and the folder that it lies in.
+
+    Loaded, and not to be trained, as our model of it is: some processors' convolutions round by
+    where weights lie in memory, and by whether they could have gradients.
+    """
     torch.manual_seed(2)
     diffusers.logging.set_verbosity_error()
-    pipe, folder = make(request.param), tmp_path_factory.mktemp("stable")
-    pipe.save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("stable")
+    make(request.param).save_pretrained(folder)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    for part in (pipe.unet, pipe.vae):
+        part.requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     return pipe, folder
 
@@ -123,6 +130,32 @@ def test_few_latents_go_together(saved: Any) -> None:
         for i, one in enumerate(x.split(1)):
             assert torch.allclose(model.eps(one, 400.0), eps[i], atol=1e-5)
             assert torch.allclose(model.images(one), shown[i], atol=1e-5)
+
+
+def test_all_of_a_network_moves(saved: Any) -> None:
+    """To another dtype here, as it would to another device; the states need not."""
+    model = open_image_model(saved[1], PROMPT)
+    x = model.noise(2)
+    with torch.no_grad():
+        want = model.eps(x, 400.0)
+        model.unet.double()
+        found = model.eps(x.double(), 400.0)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_network_is_on_the_gpu_and_the_states_are_not(saved: Any) -> None:
+    for source, prompt in ((EMBEDDED, None), (saved[1], PROMPT)):
+        model = open_image_model(source, prompt)
+        x = model.noise(2)
+        with torch.no_grad():
+            made = model.eps(x, 400.0), model.images(x)
+            model.unet.cpu()
+            same = model.eps(x, 400.0), model.images(x)
+        for one, other in zip(made, same, strict=True):
+            assert one.device.type == "cpu"
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
 
 
 def brightness(images: Any) -> Any:

@@ -314,8 +314,8 @@ def masked_sampler(
     if method in ("random-order", "left-to-right"):
         return OrderedSampler(method.removesuffix("-order"), steps, **cut)
     if method == "first-hitting":
-        how = {"order": order, "corrector": corrector}
-        return FirstHittingSampler(schedule or "linear", steps, **how, **cut)
+        cut |= {"order": order, "corrector": corrector}
+        return FirstHittingSampler(schedule or "linear", steps, **cut)
     require(steps is not None, "steps", None, f"a count, for {method}")
     assert steps is not None
     if method == "ancestral":

@@ -50,12 +50,19 @@ class ImageModel:
     kind: str
     shape: tuple[int, ...]
 
+    @property
+    def device(self) -> torch.device:
+        """Of the network; states may be on another."""
+        weights = next(self.unet.parameters(), None)
+        return torch.device("cpu") if weights is None else weights.device
+
     def eps(self, x: torch.Tensor, t: float) -> torch.Tensor:
         """The noise in x (B, *shape) at time t, a number from 0 to T - 1, or one each (B,)."""
         times = torch.as_tensor(t, dtype=torch.float32).expand(len(x))
         size = TOGETHER if isinstance(self.unet, PromptedNetwork) else BATCH
-        parts = zip(x.split(size), times.split(size), strict=True)
-        predicted = torch.cat([self.unet(*part).sample for part in parts]) if len(x) else x
+        parts = zip(*(each.to(self.device).split(size) for each in (x, times)), strict=True)
+        said = torch.cat([self.unet(*part).sample for part in parts]) if len(x) else x
+        predicted = said.to(x.device)
         if self.kind == "epsilon":
             return predicted
         shaped = (-1, 1, 1, 1)
@@ -65,7 +72,9 @@ class ImageModel:
 
     def images(self, x: torch.Tensor) -> torch.Tensor:
         """What states show: themselves, or what is decoded from latents; in about [-1, 1]."""
-        return self.unet.decode(x) if isinstance(self.unet, PromptedNetwork) else x
+        if not isinstance(self.unet, PromptedNetwork):
+            return x
+        return self.unet.decode(x.to(self.device)).to(x.device)
 
     def noise(self, n: int, seed: int = 0, first: int = 0) -> torch.Tensor:
         """x_T of images first .. first + n - 1: each from its own (seed, number), (n, *shape)."""
@@ -80,7 +89,8 @@ def open_image_model(
 ) -> ImageModel:  # fmt: skip
     """The model in a folder saved by `save_pretrained` of a diffusers pipeline, or "embedded".
 
-    prompt, negative, guidance (by default 7.5): of Stable Diffusion, see `PromptedNetwork`.
+    prompt, negative, guidance (by default 7.5): of Stable Diffusion, see `PromptedNetwork`. The
+    network is on a CUDA device where torch has one; states stay where the sampler has them.
 
     Raises InputError for a folder without an unconditional UNet (`UNet2DModel`) or one that takes a
     prompt, or with a scheduler that has no alphas_cumprod, for a prompt that is missing, for these
@@ -119,6 +129,7 @@ def open_image_model(
     came = f"a {type(scheduler).__name__} of {kind!r}"
     require(alphas is not None and kind in KINDS, "model", came, "alphas_cumprod, and one of "
             + ", ".join(KINDS))  # fmt: skip
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
     schedule, shape = DiscreteAlphas(alphas), state_shape(unet)
     return ImageModel(str(source), path, network, schedule, str(kind), shape)
 

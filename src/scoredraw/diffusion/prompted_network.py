@@ -40,6 +40,8 @@ class PromptedNetwork(torch.nn.Module):
     other pipelines and a guidance that is no number.
     """
 
+    states: Tensor
+
     def __init__(
         self, pipeline: Any, prompt: str, negative: str | None = None, guidance: float = GUIDANCE
     ) -> None:
@@ -60,19 +62,21 @@ class PromptedNetwork(torch.nn.Module):
                 prompt=prompt, device="cpu", num_images_per_prompt=1,
                 do_classifier_free_guidance=guided, negative_prompt=negative,
             )  # fmt: skip
-        self.states = torch.cat([no, yes]) if guided else yes
-        self.added: dict[str, Tensor] = {}
+        added: dict[str, Tensor] = {}
         if pooled:  # XL: a vector of the whole text, and the size and crop of the image
             sides = [side * pipeline.vae_scale_factor for side in state_shape(pipeline.unet)[1:]]
             size = torch.tensor([[*sides, 0, 0, *sides]], dtype=torch.float32)
             whole, unwanted = pooled
             both = torch.cat([unwanted, whole]) if guided else whole
-            self.added = {"text_embeds": both, "time_ids": size.expand(len(both), 6)}
+            added = {"text_embeds": both, "time_ids": size.expand(len(both), 6)}
+        self.added = tuple(added)
+        for name, value in {"states": torch.cat([no, yes]) if guided else yes, **added}.items():
+            self.register_buffer(name, value)
 
     def forward(self, x: Tensor, t: Tensor) -> Any:
         """What the network predicts of latents x (B, C, H, W) at times t (B,)."""
         n, asked = len(x), len(self.states)
-        added = {name: each.repeat_interleave(n, 0) for name, each in self.added.items()}
+        added = {name: getattr(self, name).repeat_interleave(n, 0) for name in self.added}
         found = self.unet(
             x.repeat(asked, 1, 1, 1), t.repeat(asked), self.states.repeat_interleave(n, 0),
             added_cond_kwargs=added or None,

@@ -71,7 +71,7 @@ def sample_variance(x: Any) -> Any:
         torch, rows = sys.modules["torch"], x.detach().flatten(1)
         rows = rows if rows.dtype.itemsize >= 4 else rows.float()
         away = rows - rows.mean(dim=1, keepdim=True)
-        return torch.linalg.vector_norm(away, dim=1, dtype=torch.float64) ** 2 / (size - 1)
+        return torch.linalg.vector_norm(away, dim=1).double() ** 2 / (size - 1)
     return np.asarray(x, np.float64).reshape(len(x), size).var(axis=1, ddof=1)
 
 
@@ -124,6 +124,11 @@ class TimeShift:
             message = f"data_variance {v0:g} >= 1: the variance does not tell how noisy a state is"
             warnings.warn(message, stacklevel=2)
         self.variances: Float = 1 - abar + (abar * v0 if target == "matched" else 0.0)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether there is a time that is ever shifted."""
+        return self.window >= 2 and self.cutoff < self.levels - 1
 
     def __call__(self, x: Any, center: Any) -> Any:
         """t_s of states x (B, *dims) at nominal times `center`, one or (B,): int64 where x is."""

@@ -22,7 +22,7 @@ with m rewritten alike. As every scheduler works on x_0 and eps, the step leads 
 nominal level exactly for one-step bases; how much of the noise DDPM draws anew is that of its
 nominal step. Multistep bases keep their history at nominal times: where that matters,
 `TimeShiftSampler` weighs by the true ones. DDIM's own step, which is the paper's, is taken from t_s
-without that detour: the same up to rounding, in fewer passes over the states.
+without that detour: the same up to rounding, in fewer passes over the states than DDIMScheduler's.
 
 Li, Qu, Yao, Sun and Moens, "Alleviating exposure bias in diffusion models through sampling with
 shifted time steps", ICLR 2024, arXiv 2305.15583.
@@ -46,6 +46,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from scoredraw.diffusion.parameterisations import per_sample, to_eps, to_x0
+from scoredraw.diffusion.states import is_finite
 from scoredraw.diffusion.time_grids import whole
 from scoredraw.diffusion.time_shift import TimeShift, sample_variance, warn_of_few_entries
 from scoredraw.errors import InputError, require
@@ -115,10 +116,11 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         require(kind in PREDICTION_TYPES, "prediction_type", repr(kind), wanted)
         self._kind = kind
         self._takes = frozenset(inspect.signature(self.base.step).parameters)
-        self._leaps = type(self.base) is DDIMScheduler and not config.thresholding
         abar = self.base.alphas_cumprod.double().numpy()
         self._rule = TimeShift(abar, window, cutoff, target, data_variance)
         self._alpha, self._sigma = np.sqrt(abar), np.sqrt(1 - abar)
+        ddim = type(self.base) is DDIMScheduler and not config.thresholding
+        self._leaps = ddim and self._rule.shifts
         self.timesteps: Tensor = self.base.timesteps
         self._nominal: Tensor = self.timesteps
         self._reset()
@@ -273,13 +275,10 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         """
         i = self._due(timestep)
         require("eta" in self._takes or not eta, "eta", eta, f"0 for {self.config.base_class}")
-        shifted = self._times is not None and not (self._times == int(self._nominal[i])).all()
-        if shifted and self._leaps and not eta and not use_clipped_model_output:
+        if self._leaps and not eta and not use_clipped_model_output:
             moved = self._leap(model_output, sample, i, return_dict)
         else:
-            output, x = model_output, sample
-            if shifted:
-                output, x = self._at_nominal(output, x, i)
+            output, x = self._at_nominal(model_output, sample, i)
             extras = {"eta": eta, "generator": generator}
             if use_clipped_model_output is not None:
                 extras["use_clipped_model_output"] = use_clipped_model_output
@@ -312,13 +311,16 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         return i
 
     def _choose(self, moved: Tensor, i: int) -> None:
-        """The times at which step i asks about the states `moved`."""
+        """The times at which step i asks about the states `moved`; none at nominal ones."""
         if i == 1:
             warn_of_few_entries(moved)
-        variance = sample_variance(moved)
-        if not bool(variance.isfinite().all()):
-            raise InputError(f"sample: got NaN or infinity before step {i}, want finite values")
         center = int(self._nominal[i])
+        late = center <= self._rule.cutoff
+        variance = None if late else sample_variance(moved)
+        if not is_finite(moved if variance is None else variance):
+            raise InputError(f"sample: got NaN or infinity before step {i}, want finite values")
+        if variance is None:
+            return
         if self.config.per_sample:
             self._times = self._rule.of_variance(variance, center).cpu().numpy()
         else:
@@ -328,8 +330,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
 
     def _read(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The states and what the network predicts of them, alike, in float32 at least."""
-        assert self._times is not None
-        count = len(self._times)
+        count = len(sample if self._times is None else self._times)
         require(len(sample) == count, "sample", f"{len(sample)} at step {i}", f"the {count} before")
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
         m = output[:, : sample.shape[1]].to(x.dtype)
@@ -339,21 +340,25 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
     def _leap(self, output: Tensor, sample: Tensor, i: int, return_dict: bool) -> Any:
         """DDIM from the states' own times: alpha x_0 + sigma eps at the next nominal level."""
         x, m = self._read(output, sample, i)
-        of_x0, of_eps = self._linear()
+        to = int(self._nominal[i])
+        of_x0, of_eps = self._linear(to)
         x0 = _combined(x, m, of_x0)
         if self.base.config.clip_sample:
             limit = self.base.config.clip_sample_range
             x0 = x0.clamp_(-limit, limit)
         eps = m if self._kind == "epsilon" else _combined(x, m, of_eps)
-        to = int(self._nominal[i]) - len(self) // self.base.num_inference_steps
+        to -= len(self) // self.base.num_inference_steps
         abar = float(self.base.alphas_cumprod[to] if to >= 0 else self.base.final_alpha_cumprod)
         moved = (x0 * abar**0.5).add_(eps, alpha=(1 - abar) ** 0.5).to(sample.dtype)
         return DDIMSchedulerOutput(moved, x0) if return_dict else (moved, x0)
 
     def _at_nominal(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The output and state at the nominal level that have the x_0 and eps of those given."""
+        nominal = int(self._nominal[i])
+        if self._times is None or bool((self._times == nominal).all()):
+            return output, sample
         x, m = self._read(output, sample, i)
-        of_state, of_output = self._moves(int(self._nominal[i]))
+        of_state, of_output = self._moves(nominal)
         state = _combined(x, m, of_state).to(sample.dtype)
         if self._kind == "v_prediction":  # eps and x_0 themselves stay as they are
             m = _combined(x, m, of_output)
@@ -362,12 +367,18 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
             said = torch.cat([said, output[:, channels:]], dim=1)
         return said, state
 
-    def _linear(self) -> Float:
+    def _own_times(self, nominal: int) -> Int:
+        """(B,), or () where the batch shares one."""
+        if self._times is None:
+            return np.array(nominal)
+        return self._times if self.config.per_sample else self._times[:1].reshape(())
+
+    def _linear(self, nominal: int) -> Float:
         """x_0 and eps at the states' own times, linear in (x, m): factors (2, 2, B).
 
         Found as what becomes of x = 1, m = 0 and of x = 0, m = 1; (2, 2) where a time is shared.
         """
-        times = self._own_times()
+        times = self._own_times(nominal)
         x, m = np.eye(2).reshape(2, 2, *(1,) * times.ndim)
         at = self._alpha[times], self._sigma[times]
         both = [turn(m, x, *at, self._kind) for turn in (to_x0, to_eps)]
@@ -378,17 +389,12 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
 
         Exactly (1, 0) and (0, 1) for a sample whose time is the nominal one.
         """
-        x0, eps = self._linear()
+        x0, eps = self._linear(nominal)
         alpha, sigma = self._alpha[nominal], self._sigma[nominal]
-        stays = self._own_times() == nominal
+        stays = self._own_times(nominal) == nominal
         x, m = np.eye(2).reshape(2, 2, *(1,) * stays.ndim)
         state = np.where(stays, x, alpha * x0 + sigma * eps)
         return state, np.where(stays, m, alpha * eps - sigma * x0)
-
-    def _own_times(self) -> Int:
-        """(B,), or () where the batch shares one."""
-        assert self._times is not None
-        return self._times if self.config.per_sample else self._times[:1].reshape(())
 
 
 def _combined(x: Tensor, m: Tensor, factors: Float) -> Tensor:

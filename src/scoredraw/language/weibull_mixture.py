@@ -19,6 +19,7 @@ reasoning", NeurIPS 2025, arXiv 2510.15444.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -29,7 +30,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, gammaln
 
 from scoredraw.errors import require
-from scoredraw.execution import one_blas_thread
+from scoredraw.execution import Engine, one_blas_thread
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -38,7 +39,8 @@ START = (0.5, 1.0, 1.0, 1.5, 2.0)  # w, k1, λ1, k2, λ2
 BOUNDS = ((0.2, 0.8), *(((0.01, np.inf),) * 4))
 LEAST = 1e-12  # smaller probabilities are taken to be this
 HUGE = 600.0  # exp(600) is finite, and so is what is made of it
-CELLS = 25_600  # samples × paths that stay in a core's cache
+CELLS = 51_200  # samples × paths of a block: few calls of NumPy, and near a core's cache
+THREADS = 2  # more wait for each other, as a fifth of the time nothing but Python's lock is held
 MEMORY, LINE_STEPS, MOST_STEPS = 10, 20, 15_000  # as SciPy has them by default
 FTOL, GTOL = 2.2204460492503131e-09, 1e-5
 NEW, EVALUATE, CONVERGED = 1, 3, 4  # what a step of L-BFGS-B asks for, or that it is done
@@ -163,46 +165,41 @@ def negative_log_likelihood(
 ) -> tuple[Float, Float]:
     """-Σ_i log f(x_i) (S,) and its gradient (S, 5), at parameters (S, 5), for log x (S, n) ≤ 0.
 
-    With u = log x - log λ, e = exp(k u) and the posterior r of a component (1 - r of the other):
-    log(w W x) = log(w k) + k u - e,  ∂/∂k = -Σ r (1/k + u (1 - e)),  ∂/∂λ = -Σ r (e - 1) k/λ.
-    Row by row the same whatever the other rows are. work: (6, S or more, n) to compute in; whoever
-    calls often gives it, as fresh memory costs more than the formula.
+    Of each component, with u = log x - log λ, e = exp(k u) and its posterior r:
+    log(w W x) = log(w k) + k u - e,  ∂/∂k = -Σ r (1/k + u (1 - e)),  ∂/∂λ = -Σ r (e - 1) k/λ;
+    and of the two, a and b, log(f x) = max(a, b) - log max(r, 1 - r) with r = 1/(1 + e^{b-a}).
+    Row by row the same whatever the other rows are. work: (5, S or more, n) to compute in; whoever
+    calls often gives it, as fresh memory may cost more than the formula.
     """
     if work is None:
-        work = np.empty((6, *log_x.shape))
-    first, second, e1, e2, total, larger = work[:, : len(theta)]
-    w = theta[:, 0]
-    log_scales = np.log(theta[:, [2, 4]])
-    for column, weight, power, e in ((1, w, first, e1), (3, 1 - w, second, e2)):
-        k = theta[:, column]
-        most = -k * log_scales[:, column // 2]  # where x is 1
-        np.multiply(k[:, None], log_x, out=power)
-        power += most[:, None]
-        np.exp(power if most.max() <= HUGE else np.minimum(power, HUGE, out=e), out=e)
-        power -= e
-        power += np.log(weight * k)[:, None]
-    np.subtract(first, second, out=total)
-    np.abs(total, out=total)
-    np.negative(total, out=total)
-    np.exp(total, out=total)
-    np.log1p(total, out=total)
-    total += np.maximum(first, second, out=larger)
+        work = np.empty((5, *log_x.shape))
+    S = len(theta)
+    both, e, one = work[:2, :S], work[2:4, :S], work[4, :S]
+    first, second = both
+    w, k, scale = theta[:, 0], theta[:, 1::2].T, theta[:, 2::2].T  # k, scale: (2, S)
+    log_scale = np.log(scale)
+    most = -k * log_scale  # k u where x is 1
+    np.multiply(k[..., None], log_x, out=both)
+    both += most[..., None]
+    np.exp(both if most.max() <= HUGE else np.minimum(both, HUGE, out=e), out=e)
+    both -= e
+    both += np.log(np.stack([w, 1 - w]) * k)[..., None]
+    np.subtract(second, first, out=one)
+    total = np.maximum(first, second, out=first).sum(axis=1)
+    np.exp(np.clip(one, -HUGE, HUGE, out=one), out=one)
+    one += 1
+    np.reciprocal(one, out=first)  # the posteriors, from here on
+    np.subtract(1, first, out=second)
+    total -= np.log(np.maximum(first, second, out=one), out=one).sum(axis=1)
+    count = both.sum(axis=2)
+    e -= 1
+    e *= both
+    weight = e.sum(axis=2)
     gradient = np.empty_like(theta)
-    counts = []
-    for column, r, e in ((1, first, e1), (3, second, e2)):
-        k, scale, log_scale = theta[:, column], theta[:, column + 1], log_scales[:, column // 2]
-        r -= total
-        np.exp(r, out=r)  # the posterior of the component
-        count = r.sum(axis=1)
-        e -= 1
-        e *= r
-        weight = e.sum(axis=1)
-        gradient[:, column] = np.einsum("sn,sn->s", e, log_x) - log_scale * weight - count / k
-        gradient[:, column + 1] = -weight * (k / scale)
-        counts.append(count)
-    gradient[:, 0] = counts[1] / (1 - w) - counts[0] / w
-    total -= log_x
-    return -total.sum(axis=1), gradient
+    gradient[:, 0] = count[1] / (1 - w) - count[0] / w
+    by_k = np.einsum("csn,sn->cs", e, log_x) - log_scale * weight - count / k
+    gradient[:, 1::2], gradient[:, 2::2] = by_k.T, (-weight * (k / scale)).T
+    return log_x.sum(axis=1) - total, gradient
 
 
 # ── L-BFGS-B, one sample or many ────────────────────────────────────────────────────────────────
@@ -240,8 +237,10 @@ def _in_lock_step(log_x: Float) -> tuple[Float, Float, Bool]:
     """Parameters (S, 5), -log-likelihoods (S,) and whether it converged (S,), in blocks."""
     size = max(1, CELLS // log_x.shape[1])
     blocks = [log_x[i : i + size] for i in range(0, len(log_x), size)]
-    with one_blas_thread():  # matrices of ten are slower on several cores, and so are blocks
-        parts = [_block_in_lock_step(block) for block in blocks]
+    threads = min(THREADS, Engine().threads)
+    # matrices of ten are slower on several cores
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(_block_in_lock_step, blocks))
     theta, nll, converged = (np.concatenate(part) for part in zip(*parts, strict=True))
     return theta, nll, converged
 
@@ -268,7 +267,7 @@ def _block_in_lock_step(log_x: Float) -> tuple[Float, Float, Bool]:
         for i in range(s)
     ]  # fmt: skip
     step, asked = _lbfgsb.setulb, task[:, 0]
-    work, rows = np.empty((6, *log_x.shape)), np.empty_like(log_x)
+    work, rows = np.empty((5, *log_x.shape)), np.empty_like(log_x)
     going = np.arange(s)
     for _ in range(MOST_STEPS):
         for i in going.tolist():

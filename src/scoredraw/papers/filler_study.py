@@ -175,7 +175,7 @@ def measured(model: str, rows: Sequence[Problem], seed: int, settings: Settings)
     lines = [text.splitlines() for text in texts]
     gold = [row["answer"] for row in asked]
     scores = flawed_scores(texts, lines, gold)
-    found = {
+    found: dict[str, list[float]] = {
         "right": right_answer(texts, gold),
         "filler lines": [[line.strip() for line in some].count(FILLER) for some in lines],
         "sum of scores": [sum(row) for row in scores],
