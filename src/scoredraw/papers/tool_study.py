@@ -168,13 +168,14 @@ def _told(call: str, tools: ToolSandbox) -> str:
 
 
 def dialogues(n: int, seed: int = 0) -> list[Problem]:
-    """n of them, with slips as often as SLIPS says."""
-    rng = np.random.default_rng(seed)
-    slips = rng.choice(list(SLIPS), n, p=list(SLIPS.values()))
+    """n of them, as many of each kind, with slips as often as SLIPS says."""
+    asked, kinds = questions("shown", n // len(KINDS)), list(SLIPS)
+    u = np.random.default_rng(seed).random(len(asked))
+    slips = np.searchsorted(np.cumsum(list(SLIPS.values())), u, side="right")
     with tool_box() as tools:
         return [
-            {**asked[0], "target": dialogue(asked, slip, tools)}
-            for asked, slip in zip(questions("shown", n // len(KINDS)), slips, strict=True)
+            {**one[0], "target": dialogue(one, kinds[slip], tools)}
+            for one, slip in zip(asked, slips, strict=True)
         ]
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +34,8 @@ from scoredraw.rl.process_credit import (
     Steps,
     check_credit,
     check_scores,
+    credited,
     find_steps,
-    min_form_rewards,
     padded_steps,
     process_rewards,
     separator_tokens,
@@ -182,6 +183,11 @@ class _Batch:
     unbroken: bool
     dtype: torch.dtype
 
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(N, S) response tokens of each step."""
+        return step_tokens(self.upto)
+
     @property
     def scored(self) -> Tensor:
         return self.real.any(dim=1)
@@ -198,7 +204,8 @@ class _Batch:
 
     def spread(self, x: Tensor, constant: Tensor | float) -> Tensor:
         """(N, T): a token's Σ of the x of its own and later steps, plus constant (N,)."""
-        T, steps = self.mask.shape[1], step_tokens((self.end + 1) * self.real)
+        T = self.mask.shape[1]
+        steps = self.tokens if self.unbroken else step_tokens((self.end + 1) * self.real)
         last = steps.sum(dim=1, keepdim=True)
         stop = self.length.long()[:, None] if self.unbroken else torch.full_like(last, T)
         rest = (x.new_zeros(len(x)) + constant)[:, None]  # after the steps
@@ -220,21 +227,24 @@ def _batch(
     table = mask.ndim == 2 and len(mask) == len(r) and mask.shape[1] > 0
     require(table, "response_mask", f"shape {tuple(mask.shape)}", f"({len(r)}, T), T >= 1")
     check_steps(r, real, end, mask.shape[1])
-    outside = real & ~mask.gather(1, torch.where(real, end, 0))
+    length, unbroken = leading_tokens(mask)
+    if unbroken:
+        outside = real & (end >= length[:, None])
+    else:
+        outside = real & ~mask.gather(1, torch.where(real, end, 0))
     rows = outside.any(dim=1).nonzero()[:1, 0].tolist()
     require(not rows, "step_end", f"a step beyond the response in row {rows}", "tokens of it")
     groups = group_rewards(torch.zeros(len(r), device=r.device), group_ids, num_generations)
     single = bool((groups.size < 2).any())
     name = "num_generations" if group_ids is None else "group_ids"
     require(not single, name, "a group of one answer", "two or more, to compare with the others")
-    x = min_form_rewards(r, real, temperature, how, gamma)
-    length, unbroken = leading_tokens(mask)
+    x = credited(r, real, temperature, how, gamma)
     upto = (end + 1) * real
     if not unbroken:
         tokens = mask.cumsum(dim=1, dtype=torch.int16 if mask.shape[1] < 2**15 else torch.int32)
         upto, length = tokens.gather(1, torch.where(real, end, 0)) * real, tokens[:, -1]
     return _Batch(
-        x, real, end, mask, groups.groups(), upto.double(), length.double(), unbroken, dtype
+        x, real, end, mask, groups.groups(), upto, length.double(), unbroken, dtype
     )
 
 
@@ -249,7 +259,7 @@ def _less_steps(batch: _Batch, baseline: str) -> Tensor:
         came = f"no token in the others of the group of row {alone}"
         require(not alone, "response_mask", came, "others with tokens for baseline 'token'")
         a_token = _others(total, group) / _others(batch.length * scored, group)
-        b = a_token[:, None] * step_tokens(batch.upto)
+        b = a_token[:, None] * batch.tokens
     return torch.where(real & (rivals > 0)[:, None], x - b, 0.0)
 
 

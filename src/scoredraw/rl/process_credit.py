@@ -129,15 +129,20 @@ def min_form_rewards(
     """
     check_credit(credit, temperature, gamma)
     r, mask, dtype = check_scores(step_rewards, step_mask)
+    return credited(r, mask, temperature, credit, gamma).to(dtype)
+
+
+def credited(r: Tensor, mask: Tensor, temperature: float, credit: str, gamma: float) -> Tensor:
+    """`min_form_rewards` of what `check_scores` has made of the scores: (N, S) float64."""
     if credit == "softmin":
-        return (soft_weights(r, mask, temperature) * r).to(dtype)
+        return soft_weights(r, mask, temperature) * r
     if credit == "mean":
-        return (r / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(dtype)
+        return r / mask.sum(dim=1, keepdim=True).clamp(min=1)
     if credit == "argmin":
         first = r.masked_fill(~mask, math.inf).argmin(dim=1, keepdim=True)
-        return torch.zeros_like(r).scatter(1, first, r.gather(1, first)).to(dtype)
+        return torch.zeros_like(r).scatter(1, first, r.gather(1, first))
     if credit == "sum" and gamma == 1:
-        return r.to(dtype)
+        return r
     # real steps to the front, so that the one after a step is beside it
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
     packed, real = r.gather(1, order), mask.gather(1, order)
@@ -146,7 +151,7 @@ def min_form_rewards(
     else:
         ahead = packed.masked_fill(~real, math.inf).flip(1)
         G = torch.where(real, ahead.cummin(dim=1).values.flip(1), 0.0)
-    return torch.empty_like(r).scatter(1, order, G - pad(G[:, 1:], (0, 1))).to(dtype)
+    return torch.empty_like(r).scatter(1, order, G - pad(G[:, 1:], (0, 1)))
 
 
 def soft_weights(r: Tensor, mask: Tensor, temperature: float) -> Tensor:

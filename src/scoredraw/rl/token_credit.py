@@ -96,7 +96,8 @@ def leading_tokens(mask: Tensor) -> tuple[Tensor, bool]:
         length, count = mask.long().cumprod(dim=1).sum(dim=1), mask.count_nonzero()
     else:  # looks no further than the gap
         m = mask.numpy()
-        length = torch.from_numpy(np.where(m.all(axis=1), m.shape[1], m.argmin(axis=1)))
+        gap = m.argmin(axis=1)  # 0, where there is none
+        length = torch.from_numpy(np.where(m[np.arange(len(m)), gap], m.shape[1], gap))
         count = torch.tensor(np.count_nonzero(m))
     return length, bool(count == length.sum())
 
