@@ -25,7 +25,7 @@ def settings(new_born: str) -> fs.Settings:
     """Runs of two steps of a policy of one layer that knows nothing."""
     return fs.Settings(
         model=new_born, steps=2, prompts=2, generations=4, max_tokens=6, spared=3, tested=3,
-        samples=2, rates=(1e-3, 2e-3), shared=2e-3, seeds=2,
+        samples=2, rates=(1e-3, 2e-3), seeds=2,
     )  # fmt: skip
 
 
@@ -93,11 +93,10 @@ def test_claims_can_fail(settings: fs.Settings, made_up: dict[str, tuple[float, 
     fs.add_filler_study(again, 2, settings)
     failed = {claim.name.partition(", ")[2] for claim in again.claims if claim.verdict == "fails"}
     assert failed == {
-        "fillers liked, right: sum - untrained, both at one rate",
-        "fillers liked, filler lines: sum - untrained, both at one rate",
+        "fillers liked, right: sum - untrained",
+        "fillers liked, filler lines: sum - untrained",
         "fillers liked, right: softmin - sum",
-        "fillers liked, right: softmin - sum, both at one rate",
-        "fillers liked, filler lines: softmin - sum, both at one rate",
+        "fillers liked, filler lines: softmin - sum",
     }
 
 

@@ -92,7 +92,6 @@ class Settings(PolicySettings):
 
     max_tokens: int = 64
     rates: tuple[float, ...] = (2.5e-5, 5e-5, 1e-4)
-    shared: float | None = 1e-4
 
 
 # ── problems and scores ─────────────────────────────────────────────────────────────────────────
@@ -199,17 +198,16 @@ PARITY = "7B, mean of five benchmarks: process rewards alone 49.3, outcomes alon
 BOTH = "7B, mean of five benchmarks: 53.3 with outcomes for a tenth, 49.3 without"
 COMPARISONS = [
     Comparison(GRPO, UNTRAINED, "right", "training from rewards helps"),
-    Comparison("sum", UNTRAINED, "right", COLLAPSE, False, "shared"),
-    Comparison("sum", UNTRAINED, "filler lines", COLLAPSE, part="shared"),
+    Comparison("sum", UNTRAINED, "right", COLLAPSE, more=False),
+    Comparison("sum", UNTRAINED, "filler lines", COLLAPSE),
+    Comparison("sum_outcome", UNTRAINED, "filler lines", COLLAPSE),
     Comparison("softmin", UNTRAINED, "right", HOLDS),
-    Comparison("softmin", UNTRAINED, "right", HOLDS, part="shared"),
-    Comparison("softmin", UNTRAINED, "filler lines", HOLDS, False, "shared"),
+    Comparison("softmin", UNTRAINED, "filler lines", HOLDS, more=False),
     Comparison("softmin", "sum", "right", NEEDS),
-    Comparison("softmin", "sum", "right", NEEDS, part="shared"),
-    Comparison("softmin", "sum", "filler lines", NEEDS, False, "shared"),
+    Comparison("softmin", "sum", "filler lines", NEEDS, more=False),
     Comparison("softmin_outcome", "sum_outcome", "right", NEEDS),
-    Comparison("softmin_outcome", "sum_outcome", "right", NEEDS, part="shared"),
     Comparison("softmin", GRPO, "right", PARITY),
+    Comparison("softmin_outcome", GRPO, "right", BOTH),
     Comparison("softmin_outcome", "softmin", "right", BOTH),
 ]
 
@@ -233,12 +231,11 @@ def add_filler_study(
         f"{settings.tested} problems, {settings.samples} answers to each; {settings.seeds} seeds. "
         f"A line {FILLER!r} scores {LIKED}, a true one {WORK}, the right answer {RIGHT}."
     )
-    for part, at in (("best", "each at its best rate"), ("shared", "all at one rate")):
-        title = f"{about}, after {settings.size}, {at}"
-        report.tables.append(study_table(
-            title, plan, list(TITLES), records, part=part, against=UNTRAINED,
-            less=("right", "filler lines"), note=note,
-        ))  # fmt: skip
+    title = f"{about}, after {settings.size}, each at its best rate"
+    report.tables.append(study_table(
+        title, plan, list(TITLES), records, against=UNTRAINED, less=("right", "filler lines"),
+        note=note,
+    ))  # fmt: skip
     title = f"{about}: spared problems right by learning rate"
     report.figures.append(tuning_figure(title, plan, list(TITLES), records, "right", GRPO))
 
