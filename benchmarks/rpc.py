@@ -51,7 +51,7 @@ def rpc(*, tiny: bool = False) -> Iterator[Contest | Limit]:
 
     yield Contest(
         f"RPC, {few:,} of {problems:,} problems x {n:,} samples", "a loop, SciPy",
-        ours, loop, lambda a, b: _alike(answers, a, b), 1 / FASTER, repeats=3,
+        ours, loop, lambda a, b: _alike(answers, a, b), 1 / FASTER, repeats=5,
     )  # fmt: skip
     yield Limit(f"RPC, {problems:,} problems x {n:,} samples", "s", every, SECONDS)
 

@@ -145,16 +145,19 @@ class TimeShift:
         require(inside, "center", center, f"whole times from 0 to {self.levels - 1}")
         fits = found.ndim == 1 and c.shape in ((), (1,), found.shape)
         require(fits, "center", f"shape {c.shape}", f"one time or {found.shape}")
-        c = np.broadcast_to(c.astype(np.int64), found.shape)
-        v, half = self.variances, self.window // 2
-        # v increases, so the best time of a window is the best of all, moved to the window's end
-        above = np.clip(np.searchsorted(v, found), 1, self.levels - 1)
-        nearest = above - (found - v[above - 1] <= v[above] - found)
-        low, high = np.maximum(c - half, 0), np.minimum(c + half, self.levels - 1)
-        shifted = np.where(c > self.cutoff, np.clip(nearest, low, high), c)
+        shifted = self.nearest(found, c.astype(np.int64))
         if is_tensor(variance):
             return sys.modules["torch"].as_tensor(shifted, device=variance.device)
         return shifted
+
+    def nearest(self, variance: Float, center: Int | int) -> Int:
+        """`of_variance` of finite numbers at whole times in range."""
+        v, half = self.variances, self.window // 2
+        # v increases, so the best time of a window is the best of all, moved to the window's end
+        above = np.clip(np.searchsorted(v, variance), 1, self.levels - 1)
+        best = above - (variance - v[above - 1] <= v[above] - variance)
+        low, high = np.maximum(center - half, 0), np.minimum(center + half, self.levels - 1)
+        return np.where(center > self.cutoff, np.clip(best, low, high), center)
 
 
 def time_shift(

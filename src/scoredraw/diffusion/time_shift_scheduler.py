@@ -119,6 +119,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         abar = self.base.alphas_cumprod.double().numpy()
         self._rule = TimeShift(abar, window, cutoff, target, data_variance)
         self._alpha, self._sigma = np.sqrt(abar), np.sqrt(1 - abar)
+        self._linear = _linear(self._alpha, self._sigma, kind)
         ddim = type(self.base) is DDIMScheduler and not config.thresholding
         self._leaps = ddim and self._rule.shifts
         self.timesteps: Tensor = self.base.timesteps
@@ -321,12 +322,11 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(f"sample: got NaN or infinity before step {i}, want finite values")
         if variance is None:
             return
-        if self.config.per_sample:
-            self._times = self._rule.of_variance(variance, center).cpu().numpy()
-        else:
-            shared = self._rule.of_variance(variance.mean()[None], center)
-            self._times = np.full(len(moved), int(shared))
-            self.timesteps[i] = shared[0]  # in place: the pipeline holds views of it
+        each = variance if self.config.per_sample else variance.mean()[None]
+        times = self._rule.nearest(each.cpu().numpy(), center)
+        if not self.config.per_sample:
+            self.timesteps[i] = int(times[0])  # in place: the pipeline holds views of it
+        self._times = np.resize(times, len(moved))
 
     def _read(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The states and what the network predicts of them, alike, in float32 at least."""
@@ -341,7 +341,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         """DDIM from the states' own times: alpha x_0 + sigma eps at the next nominal level."""
         x, m = self._read(output, sample, i)
         to = int(self._nominal[i])
-        of_x0, of_eps = self._linear(to)
+        of_x0, of_eps = self._linear[..., self._own_times(to)]
         x0 = _combined(x, m, of_x0)
         if self.base.config.clip_sample:
             limit = self.base.config.clip_sample_range
@@ -373,28 +373,27 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
             return np.array(nominal)
         return self._times if self.config.per_sample else self._times[:1].reshape(())
 
-    def _linear(self, nominal: int) -> Float:
-        """x_0 and eps at the states' own times, linear in (x, m): factors (2, 2, B).
-
-        Found as what becomes of x = 1, m = 0 and of x = 0, m = 1; (2, 2) where a time is shared.
-        """
-        times = self._own_times(nominal)
-        x, m = np.eye(2).reshape(2, 2, *(1,) * times.ndim)
-        at = self._alpha[times], self._sigma[times]
-        both = [turn(m, x, *at, self._kind) for turn in (to_x0, to_eps)]
-        return np.array([np.broadcast_to(one, (2, *times.shape)) for one in both])
-
     def _moves(self, nominal: int) -> tuple[Float, Float]:
-        """The state and the output at the nominal level, linear as above: factors of each.
+        """The state and the output at the nominal level, linear in (x, m): factors of each.
 
         Exactly (1, 0) and (0, 1) for a sample whose time is the nominal one.
         """
-        x0, eps = self._linear(nominal)
+        x0, eps = self._linear[..., self._own_times(nominal)]
         alpha, sigma = self._alpha[nominal], self._sigma[nominal]
         stays = self._own_times(nominal) == nominal
         x, m = np.eye(2).reshape(2, 2, *(1,) * stays.ndim)
         state = np.where(stays, x, alpha * x0 + sigma * eps)
         return state, np.where(stays, m, alpha * eps - sigma * x0)
+
+
+def _linear(alpha: Float, sigma: Float, kind: str) -> Float:
+    """x_0 and eps at every time, linear in (x, m): factors (2, 2, T) of each.
+
+    Found as what becomes of x = 1, m = 0 and of x = 0, m = 1.
+    """
+    x, m = np.eye(2)[:, :, None]
+    both = [turn(m, x, alpha, sigma, kind) for turn in (to_x0, to_eps)]
+    return np.array([np.broadcast_to(one, (2, len(alpha))) for one in both])
 
 
 def _combined(x: Tensor, m: Tensor, factors: Float) -> Tensor:

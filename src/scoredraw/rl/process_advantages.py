@@ -243,9 +243,7 @@ def _batch(
     if not unbroken:
         tokens = mask.cumsum(dim=1, dtype=torch.int16 if mask.shape[1] < 2**15 else torch.int32)
         upto, length = tokens.gather(1, torch.where(real, end, 0)) * real, tokens[:, -1]
-    return _Batch(
-        x, real, end, mask, groups.groups(), upto, length.double(), unbroken, dtype
-    )
+    return _Batch(x, real, end, mask, groups.groups(), upto, length.double(), unbroken, dtype)
 
 
 def _less_steps(batch: _Batch, baseline: str) -> Tensor:
