@@ -350,6 +350,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         to -= len(self) // self.base.num_inference_steps
         abar = float(self.base.alphas_cumprod[to] if to >= 0 else self.base.final_alpha_cumprod)
         moved = (x0 * abar**0.5).add_(eps, alpha=(1 - abar) ** 0.5).to(sample.dtype)
+        x0 = x0.to(sample.dtype)
         return DDIMSchedulerOutput(moved, x0) if return_dict else (moved, x0)
 
     def _at_nominal(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
