@@ -307,7 +307,8 @@ def masked_sampler(
     """The sampler of a name: first-hitting, ancestral, confidence, random-order, left-to-right.
 
     steps: which ancestral and confidence (MaskGIT) need. schedule: by default linear, of confidence
-    cosine. order, corrector: of first-hitting. Raises InputError for an unknown method, and as the samplers.
+    cosine. order, corrector: of first-hitting. Raises InputError for an unknown method, and as the
+    samplers.
     """
     require(method in METHODS, "method", repr(method), f"one of {', '.join(METHODS)}")
     cut: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
