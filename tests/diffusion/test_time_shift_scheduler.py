@@ -93,6 +93,23 @@ def test_around_ddim_it_is_the_sampler(kind) -> None:
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddims_own_step_is_that_of_the_scheduler_inside(kind, single, clip) -> None:
+    """The leap from t_s against DDIMScheduler, led there by the state at the nominal level."""
+    how = {"prediction_type": kind, "clip_sample": clip, "clip_sample_range": 0.4}
+    base = diffusers.DDIMScheduler(**TRAILING | how)
+    ends = []
+    for leaps in (True, False):
+        scheduler = TimeShiftScheduler.around(base, per_sample=single, **WIDE)
+        assert scheduler._leaps
+        scheduler._leaps = leaps
+        ends.append((by_sample if single else run)(scheduler, 20, X, as_output(kind)))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-3)  # its levels are float32
+    assert bool(ends[0].abs().max() <= 0.4) == clip
+
+
 def test_one_image_gets_the_same_either_way() -> None:
     base = diffusers.DDIMScheduler(**TRAILING)
     shared = TimeShiftScheduler.around(base, **WIDE)
