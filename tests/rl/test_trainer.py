@@ -125,6 +125,7 @@ def test_what_the_function_sees(run: Run) -> None:
         seen.append(rollouts)
         return torch.zeros(len(rollouts.reward))
 
+    look.statistics = {"branches": 0.25}  # type: ignore[attr-defined]
     trainer = run(advantage_fn=look)
     for step, r in enumerate(seen):
         assert r.group_ids.tolist() == [0] * 4 + [1] * 4
@@ -140,6 +141,7 @@ def test_what_the_function_sees(run: Run) -> None:
         assert r.rewards.shape == (8, 1)
     logs = [row for row in trainer.state.log_history if "frac_dead_groups" in row]
     assert [row["frac_dead_groups"] for row in logs] == [1.0, 1.0]
+    assert [row["branches"] for row in logs] == [0.25, 0.25]
 
 
 def test_rows_without_reward_have_no_advantage(run: Run) -> None:
