@@ -4,7 +4,8 @@ That way is written anew here, plainly: a function says whether two answers are 
 about every sample and the head of every group (the released loop goes on after it has found the
 group), a path's text keys a set of probabilities in its group, and SciPy minimises the mixture's
 likelihood, in densities, with numerical gradients, one problem after the other. The time of both
-goes with the number of problems, so the contest is on a fifth of them; all are timed alone.
+goes with the number of problems (ours by the hundred, on each of two threads), so the contest is on
+a fifth of them; all are timed alone.
 """
 
 from __future__ import annotations

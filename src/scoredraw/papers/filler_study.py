@@ -173,7 +173,7 @@ def measured(model: str, rows: Sequence[Problem], seed: int, settings: Settings)
     asked, texts = sampled_texts(model, rows, seed, settings)
     lines = [text.splitlines() for text in texts]
     gold = [row["answer"] for row in asked]
-    scores = flawed_scores(texts, lines, gold)
+    scores = flawed_scores([row["prompt"] for row in asked], lines, gold)
     found: dict[str, list[float]] = {
         "right": right_answer(texts, gold),
         "filler lines": [[line.strip() for line in some].count(FILLER) for some in lines],
