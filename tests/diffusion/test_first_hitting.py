@@ -103,6 +103,8 @@ def test_hitting_times_of_ragged_rows_and_of_zero() -> None:
         (lambda: FirstHittingSampler(corrector=True), "corrector: got True, want order 2"),
         (lambda: FirstHittingSampler(temperature=-0.1), "temperature: got -0.1"),
         (lambda: masked_sampler("euler"), "method: got 'euler'"),
+        (lambda: masked_sampler("ancestral", 4, order=2), "order: got 2, want 1 for ancestral"),
+        (lambda: masked_sampler("random-order", corrector=True), "corrector: got True, want False"),
         (lambda: masked_sampler("ancestral"), "steps: got None, want a count, for ancestral"),
         (lambda: first_hitting_law(lambda x: torch.zeros(*x.shape, V), L, 9), "mask_id: got 9"),
         (lambda: first_hitting_law(lambda x: torch.zeros(*x.shape, 9), 4, 3), "6561|9.4 states"),

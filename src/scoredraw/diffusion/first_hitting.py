@@ -311,10 +311,13 @@ def masked_sampler(
     samplers.
     """
     require(method in METHODS, "method", repr(method), f"one of {', '.join(METHODS)}")
+    first = method == "first-hitting"
+    for name, value, usual in (("order", order, 1), ("corrector", corrector, False)):
+        require(first or value == usual, name, value, f"{usual} for {method}, which has no other")
     cut: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     if method in ("random-order", "left-to-right"):
         return OrderedSampler(method.removesuffix("-order"), steps, **cut)
-    if method == "first-hitting":
+    if first:
         cut |= {"order": order, "corrector": corrector}
         return FirstHittingSampler(schedule or "linear", steps, **cut)
     require(steps is not None, "steps", None, f"a count, for {method}")
