@@ -16,8 +16,10 @@ pytest.importorskip("trl")
 pytest.importorskip("sklearn")
 
 from scoredraw.errors import InputError  # noqa: E402
+from scoredraw.models import TransformersModel  # noqa: E402
 from scoredraw.papers import relevance_study as rs  # noqa: E402
 from scoredraw.papers.answered_questions import VARIABLE  # noqa: E402
+from scoredraw.papers.policy_runs import opened  # noqa: E402
 from scoredraw.papers.studies import Record, run_study  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
 from scoredraw.rl.relevance_reward import CONSTRAINED, OPEN  # noqa: E402
@@ -25,7 +27,10 @@ from scoredraw.rl.relevance_reward import CONSTRAINED, OPEN  # noqa: E402
 pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("cache", "no_instructions")]
 
 THINGS = ("bread", "rivers", "chess", "violins", "rain", "bees", "glass", "maps")
-MEASURED = {"words", "relevance", "shared words", "repetition", "copied"}  # what is measured
+MEASURED = {
+    "words", "exact words", "relevance", "to the reference", "shared words", "repetition", "copied",
+    "surprise",
+}  # fmt: skip
 WANTED = ("Describe", "Give a reason for", "Name a book about")
 
 
@@ -70,6 +75,7 @@ def test_instructions_are_dealt_out_once(settings: rs.Settings) -> None:
     assert chess == {
         "prompt": "Name a book about chess.\n", "target": "Chess are old and new. So they say.",
         "reference": "Chess are old and new. So they say.", "qtype": CONSTRAINED,
+        "kind": CONSTRAINED,
     }  # fmt: skip
     short = rs.instruction_rows(replace(settings, shown=12))
     targets = {row["prompt"]: row["target"] for part in short for row in part}
@@ -95,6 +101,25 @@ def test_measures_of_a_copy(settings: rs.Settings) -> None:
     columns = {"qtype": [OPEN, CONSTRAINED], "reference": ["x", question]}
     both = np.array(R3([question] * 2, [question] * 2, **columns), np.float64)
     assert both == pytest.approx([0.06, settings.max_tokens / 100])
+
+
+def test_dealt_types_are_the_same_ones(settings: rs.Settings) -> None:
+    rows = rs.instruction_rows(settings)[1]
+    dealt = rs.with_dealt_types(rows)
+    kinds, others = ([row["qtype"] for row in some] for some in (rows, dealt))
+    assert kinds != others
+    assert sorted(kinds) == sorted(others)
+    assert rs.with_dealt_types(rows) == dealt
+    assert [{**row, "qtype": ""} for row in dealt] == [{**row, "qtype": ""} for row in rows]
+
+
+def test_surprise_is_a_token_of_all_texts(settings: rs.Settings) -> None:
+    scorer = TransformersModel(*opened(settings.model))
+    texts = ["bread", "", "a longer answer"]
+    logp = np.concatenate([scorer.score("Why?\n", text) for text in texts if text])
+    assert len(logp) == 20  # a token a letter
+    found = rs.surprise(settings.model, ["Why?\n"] * 3, texts)
+    assert found == pytest.approx(-logp.sum() / 20)
 
 
 @pytest.mark.parametrize("name", list(rs.ARMS))
@@ -125,9 +150,11 @@ def test_claims_hold_and_fail(
     true: bool, settings: rs.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Made-up runs that are as the paper has it, or the other way round."""
-    ends: dict[str, Sequence[float]] = {  # words, relevance, RP, copied
-        rs.UNTRAINED: (5, 0.1, 0.99, 0.1), "R3": (9, 0.3, 0.98, 0.2), "LI": (12, 0.05, 0.2, 0.1),
-        "relevance": (6, 0.5, 0.9, 0.8), "LI_RP": (10, 0.05, 0.9, 0.1),
+    ends: dict[str, Sequence[float]] = {  # words, relevance, RP, copied, exact ones, surprise
+        rs.UNTRAINED: (5, 0.1, 0.99, 0.1, 5, 0.1, 1), "R3": (9, 0.3, 0.98, 0.2, 6, 0.3, 3),
+        "LI": (12, 0.05, 0.2, 0.1, 12, 0.1, 4), "relevance": (6, 0.5, 0.9, 0.8, 6, 0.2, 3),
+        "LI_RP": (10, 0.05, 0.9, 0.1, 10, 0.1, 4), "R_OE": (10, 0.3, 0.98, 0.2, 10, 0.2, 3),
+        "dealt": (9, 0.3, 0.98, 0.2, 9, 0.2, 3), "KL": (7, 0.2, 0.98, 0.2, 6, 0.2, 2),
     }  # fmt: skip
 
     def run_arm(
@@ -135,7 +162,10 @@ def test_claims_hold_and_fail(
         settings: rs.Settings,
     ) -> Record:  # fmt: skip
         sign = 1 if true else -1
-        names = ("words", "relevance", "repetition", "copied")
+        names = (
+            "words", "relevance", "repetition", "copied", "exact words", "to the reference",
+            "surprise",
+        )  # fmt: skip
         found: Record = {k: sign * v for k, v in zip(names, ends[name], strict=True)}
         found["shared words"] = found["relevance"]
         return found | ({} if name == rs.UNTRAINED else {"reward": -abs(np.log2(rate / 2e-3))})

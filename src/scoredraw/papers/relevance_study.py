@@ -1,10 +1,12 @@
 """What a language model becomes when relevance, length or both are its reward.
 
 stories15M, which writes children's stories, is taught what instructions and the beginnings of their
-answers look like, and trained on other, short ones by R³ and by what it is made of: relevance
-alone, length, length without repetition. The instructions are those of $SCOREDRAW_ALPACAFARM
-(`answered_questions`), the retriever is a sentence encoder (cosine). What is learned is also judged
-by a retriever that no arm is rewarded by: words that instruction and answer share, by TF-IDF.
+answers look like, and trained on other, short ones by R³, by what it is made of (relevance alone,
+length, length without repetition), by R³ without its branch for questions with one answer or with
+types of question dealt by chance, and by R³ with a KL penalty. The instructions are those of
+$SCOREDRAW_ALPACAFARM (`answered_questions`), the retriever is a sentence encoder (cosine). What is
+learned is also judged by a retriever that no arm is rewarded by: words that instruction and answer
+share, by TF-IDF; and by how surprised the policy before training is at it.
 
 There is no truth to tune by, so each rate is chosen by what a user sees: the arm's own reward, on
 spared instructions. What is reported is measured on others again.
@@ -24,17 +26,19 @@ from difflib import SequenceMatcher
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scoredraw.errors import MissingExtraError, require
 from scoredraw.metrics import mean_interval
+from scoredraw.models import TransformersModel
 from scoredraw.papers.answered_questions import VARIABLE, by_words, instructions
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,
     judge,
+    opened,
     policy_plan,
     sampled_texts,
     trained,
@@ -64,11 +68,30 @@ from scoredraw.rl.relevance_reward import (
     R3Reward,
 )
 
-ARMS = {  # of `ABLATIONS`
-    "R3": "R³", "relevance": "relevance alone", "LI": "length alone",
-    "LI_RP": "length · repetition",
-}  # fmt: skip
-TITLES = {UNTRAINED: "untrained", **ARMS}
+
+class Arm(NamedTuple):
+    """of: `ABLATIONS`; dealt: types of question by chance; beta: of the KL to the untrained policy.
+
+    TRL's PPO, which the paper trains by, begins at .2 and adapts it by .03 % a batch at most.
+    """
+
+    title: str
+    of: str = "R3"
+    dealt: bool = False
+    beta: float = 0.0
+
+
+ARMS = {
+    "R3": Arm("R³"),
+    "relevance": Arm("relevance alone", "relevance"),
+    "LI": Arm("length alone", "LI"),
+    "LI_RP": Arm("length · repetition", "LI_RP"),
+    "R_OE": Arm("R³ without its branch", "R_OE"),
+    "dealt": Arm("R³, types by chance", dealt=True),
+    "KL": Arm("R³ with KL", beta=0.2),
+}
+OPTIONS = {name: (ABLATIONS[arm.of], arm.dealt, arm.beta) for name, arm in ARMS.items()}
+TITLES = {UNTRAINED: UNTRAINED, **{name: arm.title for name, arm in ARMS.items()}}
 SPLIT = 0  # the seed that deals instructions out
 STORIES = "stories"
 SFT: dict[str, Any] = {"steps": 100, "batch": 16, "learning_rate": 2e-4}
@@ -123,9 +146,10 @@ def instruction_rows(settings: Settings) -> tuple[list[Problem], ...]:
     for question, answer, exact in zip(items.questions, items.answers, items.exact, strict=True):
         asked, said = (" ".join(text.split()) for text in (question, answer))
         if asked and said:
+            kind = CONSTRAINED if exact else OPEN
             rows[asked] = {
                 "prompt": asked + "\n", "target": beginning(said, settings.shown),
-                "reference": said, "qtype": CONSTRAINED if exact else OPEN,
+                "reference": said, "qtype": kind, "kind": kind,
             }  # fmt: skip
     short = [row for asked, row in rows.items() if len(asked) <= settings.asked]
     ends = np.cumsum([settings.tested, settings.spared, settings.taught])
@@ -157,8 +181,16 @@ def judge_of_words(settings: Settings) -> R3Reward:
     return R3Reward(embed, off=ABLATIONS["relevance"])
 
 
-def reward_of(name: str, settings: Settings) -> R3Reward:
-    return R3Reward(retriever(), settings.max_tokens, interp_in=(0.0, 1.0), off=ABLATIONS[name])
+def reward_of(ablation: str, settings: Settings) -> R3Reward:
+    off = ABLATIONS[ablation]
+    return R3Reward(retriever(), settings.max_tokens, interp_in=(0.0, 1.0), off=off)
+
+
+def with_dealt_types(rows: Sequence[Problem]) -> list[Problem]:
+    """The rows with their own types in another order, always the same."""
+    kinds = [row["qtype"] for row in rows]
+    dealt = [kinds[i] for i in np.random.default_rng(SPLIT).permutation(len(kinds))]
+    return [{**row, "qtype": kind} for row, kind in zip(rows, dealt, strict=True)]
 
 
 def copied(question: str, answer: str) -> float:
@@ -187,19 +219,21 @@ def run_arm(
 ) -> Record:  # fmt: skip
     """Train by an arm and measure: on test instructions, or on spared ones if tuning.
 
-    -> words, relevance to the question, shared words, repetition (RP) and copied: means over
-    sampled answers; of a trained policy also reward, its own, and seconds of processor time.
+    -> `measured`; of a trained policy also reward, its own, and seconds of processor time.
     """
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
     _, taught, spared, tested = instruction_rows(settings)
     if name == UNTRAINED:
         with one_thread():
             return measured(settings.model, tested, None, seed, settings)
-    begun, reward, method = time.process_time(), reward_of(name, settings), PolicyMethod()
+    begun, arm, method = time.process_time(), ARMS[name], PolicyMethod()
+    rows, reward = spared if tuning else tested, reward_of(arm.of, settings)
+    if arm.dealt:
+        taught, rows = with_dealt_types(taught), with_dealt_types(rows)
     with trained(
-        taught, settings, method, name=name, rate=rate, seed=seed, tell=tell, reward=reward
-    ) as run:
-        rows = spared if tuning else tested
+        taught, settings, method, name=name, rate=rate, seed=seed, tell=tell, reward=reward,
+        beta=arm.beta,
+    ) as run:  # fmt: skip
         found = measured(trained_model(run), rows, reward, seed, settings)
     return {**found, "seconds": time.process_time() - begun}
 
@@ -207,18 +241,31 @@ def run_arm(
 def measured(
     model: str, rows: Sequence[Problem], reward: R3Reward | None, seed: int, settings: Settings
 ) -> Record:
-    """Means over sampled answers of a policy; an empty answer has no relevance."""
+    """Means over sampled answers of a policy; an empty answer has no relevance.
+
+    words, exact words: of all, and of those to questions with one answer; relevance to the
+    question, and of the latter to the reference; shared words; repetition: RP; copied; surprise:
+    -log p of a token by the policy before training.
+    """
     asked, texts = sampled_texts(model, rows, seed, settings)
     columns = {key: [row[key] for row in asked] for key in ("prompt", "qtype", "reference")}
-    prompts = columns.pop("prompt")
+    prompts, exact = (
+        columns.pop("prompt"),
+        np.flatnonzero([row["kind"] == CONSTRAINED for row in asked]),
+    )
+    some = [texts[i] for i in exact]
+    by_reference = reward_of("relevance", settings)([asked[i]["reference"] for i in exact], some)
     parts, words = reward_of("R_OE", settings).factors(prompts, texts), judge_of_words(settings)
     pairs = zip(prompts, texts, strict=True)
     found = {
         "words": float(100 * parts.length.mean()),
+        "exact words": float(100 * parts.length[exact].mean()),
         "relevance": float(np.nan_to_num(parts.relevance).mean()),
+        "to the reference": float(np.array(by_reference, np.float64).mean()),
         "shared words": float(np.array(words(prompts, texts), np.float64).mean()),
         "repetition": float(parts.repetition.mean()),
         "copied": float(np.mean([copied(prompt.strip(), text) for prompt, text in pairs])),
+        "surprise": surprise(settings.model, prompts, texts),
     }
     if reward is not None:
         own = np.array(reward(prompts, texts, **columns), np.float64)
@@ -226,15 +273,25 @@ def measured(
     return found
 
 
+def surprise(model: str, prompts: Sequence[str], texts: Sequence[str]) -> float:
+    """-log p of a token of the texts after their prompts, in nats."""
+    scorer = TransformersModel(*opened(model))
+    logp = [scorer.score(prompt, text) for prompt, text in zip(prompts, texts, strict=True) if text]
+    return -float(np.concatenate([np.zeros(0), *logp]).mean())
+
+
 # ── the study ───────────────────────────────────────────────────────────────────────────────────
 
 LEFT_OUT = "Left out, a language model trained by R³"
 MEASURES: dict[str, Callable[[Record], float]] = {
     "words": itemgetter("words"),
+    "exact: words": itemgetter("exact words"),
     "relevance": itemgetter("relevance"),
+    "exact: to the reference": itemgetter("to the reference"),
     "shared words": itemgetter("shared words"),
     "RP": itemgetter("repetition"),
     "copied": itemgetter("copied"),
+    "surprise": itemgetter("surprise"),
     "its reward": itemgetter("reward"),
 }
 
@@ -243,7 +300,7 @@ def plan_of(settings: Settings) -> StudyPlan:
     """The study; makes the policy it begins with."""
     return policy_plan(
         "relevance-study", TITLES, run_arm, settings, base=base_policy(settings),
-        options=ABLATIONS, quality=itemgetter("reward"), measures=MEASURES,
+        options=OPTIONS, quality=itemgetter("reward"), measures=MEASURES,
         data=hashlib.blake2s(Path(settings.data).read_bytes()).hexdigest(),
     )  # fmt: skip
 
@@ -253,6 +310,8 @@ LONGER = "answers become longer"
 RELEVANT = "and stay relevant"
 COPIES = "by relevance alone 40 % of answers are copies of the question, by R³ they are not"
 PARTS = "the parts belong together: each stops what another lets through"
+BRANCH = "what has one answer is measured by it, whatever its length"
+NEAR = "the KL keeps the policy near the one it was"
 
 COMPARISONS = [
     Comparison("relevance", UNTRAINED, "relevance", SOUND),
@@ -266,6 +325,11 @@ COMPARISONS = [
     Comparison("R3", "LI", "RP", PARTS),
     Comparison("LI_RP", "LI", "RP", PARTS),
     Comparison("relevance", "R3", "copied", COPIES),
+    *(Comparison("R3", other, "exact: to the reference", BRANCH) for other in ("R_OE", "dealt")),
+    *(Comparison("R3", other, "exact: words", BRANCH, more=False) for other in ("R_OE", "dealt")),
+    Comparison("KL", "R3", "surprise", NEAR, more=False),
+    Comparison("KL", UNTRAINED, "words", LONGER),
+    Comparison("KL", UNTRAINED, "relevance", RELEVANT),
 ]
 
 
@@ -303,7 +367,9 @@ def results(plan: StudyPlan, settings: Settings, records: Sequence[Record]) -> R
         f"{settings.max_tokens} tokens; {settings.seeds} seeds. Relevance: cosine with the "
         "instruction by all-MiniLM-L6-v2; shared words: by TF-IDF, which no arm is rewarded by. "
         "RP: different of all trigrams of words. Copied: the longest run of the instruction's "
-        "letters, as a share of it. Its reward: of each arm its own, not to be compared."
+        "letters, as a share of it. Exact: questions with one answer. Surprise: -log p of a token "
+        f"by the untrained policy. KL: β = {ARMS['KL'].beta}, in the loss. Its reward: of each arm "
+        "its own, not to be compared."
     )
     return study_table(
         f"Language model and instructions, after {settings.size}, each at its best rate", plan,
