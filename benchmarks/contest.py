@@ -8,6 +8,7 @@ faults) and the two results are compared: a fast wrong answer is no answer.
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -99,6 +100,9 @@ def _timed(function: Callable[[], Any]) -> tuple[float, float]:
     try:
         wall, cpu = time.perf_counter(), time.process_time()
         result = function()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         del result
     finally:

@@ -60,10 +60,7 @@ def _race(what: str, flow: TarFlow, z: Any, plan: SegmentPlan) -> Contest:
 
 def _inverse(flow: TarFlow, z: Any, plan: SegmentPlan) -> FlowInverse:
     with one_thread():  # the matrices are small
-        found = flow.inverse(z, plan)
-    if WHERE == "cuda":
-        torch.cuda.synchronize()
-    return found
+        return flow.inverse(z, plan)
 
 
 def _share(flow: TarFlow, z: Any) -> float:
