@@ -88,7 +88,8 @@ def write(path: Path, lines: list[Line], tiny: bool) -> None:
     """The lines as JSON, with the commit, the machine, the date and the versions."""
     from scoredraw.reports import plain, stamp, write_text
 
-    versions = {name: metadata.version(name) for name in PEERS}
+    installed = {one.name.lower() for one in metadata.distributions()}
+    versions = {name: metadata.version(name) for name in PEERS if name.lower() in installed}
     blas = [
         {key: pool[key] for key in ("internal_api", "version", "num_threads", "architecture")}
         for pool in threadpool_info()

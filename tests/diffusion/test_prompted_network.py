@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("ignore::FutureWa
 LETTERS = [chr(i) for i in range(97, 123)]
 WORDS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
 PROMPT, NEGATIVE = "a bird", "rain"
+GPU = torch.cuda.is_available()  # where convolutions multiply in TF32, and pipelines stay away
 
 
 def encoder(kind: Any) -> Any:
@@ -110,8 +111,9 @@ def test_a_prompted_network_does_what_its_pipeline_does(
         "latents": noise, "num_images_per_prompt": 3, "num_inference_steps": 4,
         "guidance_scale": guidance, "negative_prompt": negative,
     }  # fmt: skip
-    assert torch.equal(x, pipe(PROMPT, output_type="latent", **asked).images)
-    assert torch.equal(shown, pipe(PROMPT, output_type="pt", **asked).images)
+    for found, kind in ((x, "latent"), (shown, "pt")):
+        want = pipe(PROMPT, output_type=kind, **asked).images
+        assert torch.allclose(found, want, atol=1e-2) if GPU else torch.equal(found, want)
     assert shown.shape == (3, 3, 16, 16)
     other = open_image_model(folder, "a car", negative=negative, guidance=guidance)
     with torch.no_grad():
@@ -128,8 +130,8 @@ def test_few_latents_go_together(saved: Any) -> None:
         eps, shown = model.eps(x, 400.0), model.images(x)
         assert sizes == [TOGETHER, TOGETHER, 1]
         for i, one in enumerate(x.split(1)):
-            assert torch.allclose(model.eps(one, 400.0), eps[i], atol=1e-5)
-            assert torch.allclose(model.images(one), shown[i], atol=1e-5)
+            for found, want in ((model.eps(one, 400.0), eps[i]), (model.images(one), shown[i])):
+                assert torch.allclose(found[0], want, atol=1e-3 if GPU else 1e-5)
 
 
 def test_all_of_a_network_moves(saved: Any) -> None:
@@ -144,7 +146,7 @@ def test_all_of_a_network_moves(saved: Any) -> None:
     torch.testing.assert_close(found.float(), want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not GPU, reason="no CUDA device")
 def test_the_network_is_on_the_gpu_and_the_states_are_not(saved: Any) -> None:
     for source, prompt in ((EMBEDDED, None), (saved[1], PROMPT)):
         model = open_image_model(source, prompt)

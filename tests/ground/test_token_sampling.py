@@ -60,9 +60,9 @@ def forward(model: Any, ids: Sequence[int]) -> Any:
     return torch.log_softmax(logits, -1).numpy()
 
 
-def same(one: Tokens, other: Tokens) -> None:
+def same(one: Tokens, other: Tokens, rtol: float = 1e-7) -> None:
     np.testing.assert_array_equal(one.ids, other.ids)
-    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-9)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, rtol, atol=1e-9)
     assert one.finished == other.finished
 
 
@@ -225,4 +225,4 @@ def test_on_a_gpu_too() -> None:
     want = sample_tokens(model, PROMPTS, 4, max_tokens=8, end=[0], rng=5)
     got = sample_tokens(model.cuda(), PROMPTS, 4, max_tokens=8, end=[0], rng=5)
     for one, other in zip(sum_of(want), sum_of(got), strict=True):
-        same(one, other)
+        same(one, other, rtol=1e-4)  # the network's own float32

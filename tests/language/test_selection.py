@@ -112,7 +112,7 @@ def test_selectors_agree_with_their_rules(problem: tuple[AnswerPool, np.ndarray]
 def test_equal_sums_tie_however_they_were_added_up() -> None:
     rewards = [0.1, 0.2, 0.3, 0.6]
     pool = AnswerPool.of(["a", "a", "a", "b"], rewards=rewards)
-    assert sum(rewards[:3]) != rewards[3]
+    assert rewards[0] + rewards[1] + rewards[2] != rewards[3]
     np.testing.assert_allclose(weighted_vote(pool), [1 / 6, 1 / 6, 1 / 6, 1 / 2])
     around_zero = AnswerPool.of(["a", "a", "a", "b"], rewards=[0.1, 0.2, -0.3, 0.0])
     assert weighted_vote(around_zero)[3] == 0.5

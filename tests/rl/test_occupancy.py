@@ -255,10 +255,12 @@ def test_a_trl_reward(new_policy: Callable[[], Any], letters: Any) -> None:
     assert again == pytest.approx(found, abs=1e-4)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 def test_in_a_trl_run(
-    new_policy: Callable[[], Any], letters: Any, grpo_config: Callable[..., Any]
+    bf16: bool, new_policy: Callable[[], Any], letters: Any, grpo_config: Callable[..., Any]
 ) -> None:
-    """The policy starts at the reference, so the penalty is 0 in the first step, and not after."""
+    """The policy starts at the reference, so the penalty is 0 in the first step, and not after;
+    also where half precision is used for it and not for the reference."""
     from datasets import Dataset
     from trl import GRPOTrainer
 
@@ -270,7 +272,7 @@ def test_in_a_trl_run(
             lambda completions, **columns: [float("1" in c) for c in completions],
             penalty,
         ],
-        args=grpo_config(learning_rate=1e-2),
+        args=grpo_config(learning_rate=1e-2, bf16=bf16),
         train_dataset=Dataset.from_dict({"prompt": ["1+1=", "2+2="] * 8}),
         processing_class=letters,
     )

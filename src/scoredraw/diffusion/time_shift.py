@@ -60,7 +60,8 @@ FEW_ENTRIES = 50  # below, chance moves the variance of a sample by a fifth and 
 def sample_variance(x: Any) -> Any:
     """Variance of each sample over its own entries, unbiased: (B, *dims) -> float64 (B,).
 
-    Arrays or tensors; O(B D). Raises InputError for fewer than 2 entries a sample.
+    Arrays or tensors; O(B D). Of tensors in float32 from both moments, which loses log10(mean² /
+    variance) of some six digits. Raises InputError for fewer than 2 entries a sample.
 
     >>> sample_variance(np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()
     [2.0, 0.0]
@@ -70,8 +71,8 @@ def sample_variance(x: Any) -> Any:
     if is_tensor(x):
         torch, rows = sys.modules["torch"], x.detach().flatten(1)
         rows = rows if rows.dtype.itemsize >= 4 else rows.float()
-        away = rows - rows.mean(dim=1, keepdim=True)
-        return torch.linalg.vector_norm(away, dim=1).double() ** 2 / (size - 1)
+        norm, mean = torch.linalg.vector_norm(rows, dim=1).double(), rows.mean(dim=1).double()
+        return (norm**2 - size * mean**2).clamp(min=0) / (size - 1)
     return np.asarray(x, np.float64).reshape(len(x), size).var(axis=1, ddof=1)
 
 

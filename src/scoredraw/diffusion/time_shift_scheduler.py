@@ -326,7 +326,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         times = self._rule.nearest(each.cpu().numpy(), center)
         if not self.config.per_sample:
             self.timesteps[i] = int(times[0])  # in place: the pipeline holds views of it
-        self._times = np.resize(times, len(moved))
+        self._times = times if self.config.per_sample else times.repeat(len(moved))
 
     def _read(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The states and what the network predicts of them, alike, in float32 at least."""

@@ -334,14 +334,19 @@ class SequencePenaltyReward:
 
 
 def _answer_log_probabilities(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """log p of each token of the answers, float32 (B, T), 0 elsewhere, on the CPU."""
+    """log p of each token of the answers, float32 (B, T), 0 elsewhere, on the CPU.
+
+    In the weights' own precision: accelerate wraps the model that is trained, and no other, in
+    autocast, whose rounding would look like a step away from the reference.
+    """
     ids = [torch.tensor([*prompt, *answer]) for prompt, answer in rows]
     width = max(len(row) for row in ids)
     real = torch.stack([pad(torch.ones_like(row), (0, width - len(row))) for row in ids])
     tokens = torch.stack([pad(row, (0, width - len(row))) for row in ids]).to(model.device)
     starts = torch.tensor([len(prompt) for prompt, _ in rows])
     with torch.no_grad(), _evaluating(model):
-        logits = model(input_ids=tokens, attention_mask=real.to(model.device)).logits
+        forward = getattr(model, "_original_forward", model)
+        logits = forward(input_ids=tokens, attention_mask=real.to(model.device)).logits
         said = log_softmax(logits[:, :-1].float(), dim=-1)
         logp = said.gather(2, tokens[:, 1:, None]).squeeze(2).cpu()
     answers = (torch.arange(1, width) >= starts[:, None]) & real[:, 1:].bool()

@@ -286,7 +286,8 @@ def _alphabetical(ids: NDArray[Any], length: Int, group: Int) -> tuple[Int, Int]
         block = np.empty((len(rows), 1 + stop - start), np.int64)
         block[:, 0] = bunch.astype(">i8").view(np.int64)  # as bytes these ascend
         past = np.arange(start, stop) >= length[rows][:, None]
-        block[:, 1:] = np.where(past, END, ids[rows, start:stop])
+        block[:, 1:] = ids[rows, start:stop]
+        block[:, 1:][past] = END
         within = np.argsort(block.view(f"V{block.itemsize * block.shape[1]}")[:, 0])
         rows, block = rows[within], block[within]
         order[live] = rows
