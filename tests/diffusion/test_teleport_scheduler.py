@@ -93,6 +93,33 @@ CASES = [(name, kind) for name in VP for kind in ("epsilon", "sample", "v_predic
 CASES += [(name, kind) for name in VE for kind in ("epsilon", "v_prediction")]
 
 
+def test_noise_is_carried_once_unless_it_changes_in_between(monkeypatch) -> None:
+    carried = []
+    monkeypatch.setattr(
+        GaussianScore, "between", lambda _, x, *levels: carried.append(x.clone()) or x + 1
+    )
+    scheduler = TeleportScheduler(made("DPMSolverMultistepScheduler"), DATA, skip_steps=4)
+
+    def first_step(change: float) -> None:
+        carried.clear()
+        scheduler.set_timesteps(12)
+        x, t = torch.zeros(2, D), scheduler.timesteps[0]
+        scheduler.scale_model_input(x, t)
+        x += change
+        scheduler.step(torch.zeros(2, D), t, x)
+
+    first_step(0)
+    assert len(carried) == 2  # in place, if by nothing: who knows
+    first_step(2)
+    assert [float(x.mean()) for x in carried] == [0, 2]
+    with torch.inference_mode():
+        first_step(2)
+    assert [float(x.mean()) for x in carried] == [0, 2]
+    carried.clear()
+    run(scheduler, 12, torch.zeros(2, D))
+    assert len(carried) == 1
+
+
 @pytest.mark.parametrize(("name", "prediction"), CASES)
 def test_it_is_the_closed_form_and_then_base_without_a_history(name, prediction) -> None:
     base = made(name, prediction_type=prediction)

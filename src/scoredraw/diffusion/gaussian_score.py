@@ -345,8 +345,10 @@ class GaussianScore(AnalyticScore):
         y = flat - float(alpha) * mean
         rest = column(gain[:, -1], x)[..., None]
         along = column(gain[:, :-1] - gain[:, -1:], x, 1)
-        inside = ((y @ vectors) * along) @ vectors.T
-        return column(alphas[:, 0], x)[..., None] * mean + rest * y + inside
+        carried = ((y @ vectors) * along) @ vectors.T
+        carried += rest * y
+        carried += column(alphas[:, 0], x)[..., None] * mean
+        return carried
 
     def _variances(self) -> Float:
         """lambda and tau, (r + 1,)."""

@@ -114,6 +114,7 @@ class TeleportScheduler(SchedulerMixin, ConfigMixin):
     def _ready(self, first: int) -> None:
         """Before the first step: the number of base's step that it is, and whether to carry."""
         self._first, self._pending, self._started, self._scaled = first, first > 0, False, False
+        self._kept: tuple[Tensor, int, Tensor] | None = None
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("_base")
@@ -204,12 +205,19 @@ class TeleportScheduler(SchedulerMixin, ConfigMixin):
         return levels, "vp" if float(base.init_noise_sigma) == 1.0 else "ve"
 
     def _carried(self, sample: Tensor) -> Tensor:
-        """The sample at base's first level, at the level where its steps begin."""
+        """The sample at base's first level, at the level where its steps begin.
+
+        A pipeline gives the same one twice, for the network's input and for the step.
+        """
+        if self._kept and self._kept[0] is sample and self._kept[1] == sample._version:
+            return self._kept[2]
         rho, kind = self._rho()
         at = rho[[0, self._first]]
         scale = {"vp": np.hypot(1.0, at), "ve": np.ones(2), "flow": 1.0 + at}[kind]
         start, stop = zip(1 / scale, at / scale, strict=True)
         moved: Tensor = self.gaussian.between(sample, start, stop)
+        if not sample.is_inference():  # those do not say whether they were changed
+            self._kept = sample, sample._version, moved
         return moved
 
     # -------------------------------------------------------------- stepping
@@ -242,7 +250,7 @@ class TeleportScheduler(SchedulerMixin, ConfigMixin):
                 return SchedulerOutput(moved) if kwargs.get("return_dict", True) else (moved,)
             wanted = "a pipeline that calls scale_model_input, or launch='step'"
             require(self._scaled, "launch", "'input', and a step without it", wanted)
-            sample = self._carried(sample)
+            sample, self._kept = self._carried(sample), None
         return self._base.step(model_output, timestep, sample, *args, **kwargs)
 
     def _start(self, timestep: Any) -> None:

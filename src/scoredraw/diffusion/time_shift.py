@@ -24,6 +24,7 @@ shifted time steps", ICLR 2024, arXiv 2305.15583.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,13 +67,13 @@ def sample_variance(x: Any) -> Any:
     >>> sample_variance(np.array([[1.0, 3.0], [5.0, 5.0]])).tolist()
     [2.0, 0.0]
     """
-    size = int(np.prod(x.shape[1:]))
+    size = math.prod(x.shape[1:])
     require(x.ndim >= 2 and size >= 2, "x", f"shape {tuple(x.shape)}", "2 or more entries a sample")
     if is_tensor(x):
         torch, rows = sys.modules["torch"], x.detach().flatten(1)
         rows = rows if rows.dtype.itemsize >= 4 else rows.float()
         norm, mean = torch.linalg.vector_norm(rows, dim=1).double(), rows.mean(dim=1).double()
-        return (norm**2 - size * mean**2).clamp(min=0) / (size - 1)
+        return norm.square_().sub_(mean.square_(), alpha=size).clamp_(min=0).div_(size - 1)
     return np.asarray(x, np.float64).reshape(len(x), size).var(axis=1, ddof=1)
 
 
@@ -155,10 +156,11 @@ class TimeShift:
         """`of_variance` of finite numbers at whole times in range."""
         v, half = self.variances, self.window // 2
         # v increases, so the best time of a window is the best of all, moved to the window's end
-        above = np.clip(np.searchsorted(v, variance), 1, self.levels - 1)
+        above = np.minimum(np.maximum(np.searchsorted(v, variance), 1), self.levels - 1)
         best = above - (variance - v[above - 1] <= v[above] - variance)
         low, high = np.maximum(center - half, 0), np.minimum(center + half, self.levels - 1)
-        return np.where(center > self.cutoff, np.clip(best, low, high), center)
+        within = np.minimum(np.maximum(best, low), high)  # twice as fast as np.clip
+        return np.where(center > self.cutoff, within, center)
 
 
 def time_shift(

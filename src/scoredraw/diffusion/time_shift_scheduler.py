@@ -124,6 +124,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         self._leaps = ddim and self._rule.shifts
         self.timesteps: Tensor = self.base.timesteps
         self._nominal: Tensor = self.timesteps
+        self._levels: list[int] = []  # the same as numbers
         self._reset()
 
     def _reset(self) -> None:
@@ -205,6 +206,7 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         usable = bool((values % 1 == 0).all() and (np.diff(values) <= 0).all())
         require(usable, "timesteps", values.tolist(), "whole timesteps that do not increase")
         self._nominal, self.timesteps = nominal, nominal.clone()
+        self._levels = values.astype(np.int64).tolist()
         self._reset()
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -315,15 +317,15 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
         """The times at which step i asks about the states `moved`; none at nominal ones."""
         if i == 1:
             warn_of_few_entries(moved)
-        center = int(self._nominal[i])
+        center = self._levels[i]
         late = center <= self._rule.cutoff
-        variance = None if late else sample_variance(moved)
-        if not is_finite(moved if variance is None else variance):
+        variance = np.zeros(0) if late else sample_variance(moved).cpu().numpy()
+        if not (is_finite(moved) if late else np.isfinite(variance).all()):
             raise InputError(f"sample: got NaN or infinity before step {i}, want finite values")
-        if variance is None:
+        if late:
             return
-        each = variance if self.config.per_sample else variance.mean()[None]
-        times = self._rule.nearest(each.cpu().numpy(), center)
+        each = variance if self.config.per_sample else variance.mean(keepdims=True)
+        times = self._rule.nearest(each, center)
         if not self.config.per_sample:
             self.timesteps[i] = int(times[0])  # in place: the pipeline holds views of it
         self._times = times if self.config.per_sample else times.repeat(len(moved))
@@ -331,16 +333,19 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
     def _read(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The states and what the network predicts of them, alike, in float32 at least."""
         count = len(sample if self._times is None else self._times)
-        require(len(sample) == count, "sample", f"{len(sample)} at step {i}", f"the {count} before")
+        if len(sample) != count:
+            raise InputError(f"sample: got {len(sample)} at step {i}, want the {count} before")
         x = sample if sample.dtype.itemsize >= 4 else sample.float()
         m = output[:, : sample.shape[1]].to(x.dtype)
-        require(m.shape == x.shape, "model_output", tuple(output.shape), f"{tuple(x.shape)}")
+        if m.shape != x.shape:
+            came, wanted = tuple(output.shape), tuple(x.shape)
+            raise InputError(f"model_output: got {came}, want {wanted}")
         return x, m
 
     def _leap(self, output: Tensor, sample: Tensor, i: int, return_dict: bool) -> Any:
         """DDIM from the states' own times: alpha x_0 + sigma eps at the next nominal level."""
         x, m = self._read(output, sample, i)
-        to = int(self._nominal[i])
+        to = self._levels[i]
         of_x0, of_eps = self._linear[..., self._own_times(to)]
         x0 = _combined(x, m, of_x0)
         if self.base.config.clip_sample:
@@ -348,14 +353,16 @@ class TimeShiftScheduler(SchedulerMixin, ConfigMixin):
             x0 = x0.clamp_(-limit, limit)
         eps = m if self._kind == "epsilon" else _combined(x, m, of_eps)
         to -= len(self) // self.base.num_inference_steps
-        abar = float(self.base.alphas_cumprod[to] if to >= 0 else self.base.final_alpha_cumprod)
-        moved = (x0 * abar**0.5).add_(eps, alpha=(1 - abar) ** 0.5).to(sample.dtype)
+        final = float(self.base.final_alpha_cumprod)
+        last = final**0.5, (1 - final) ** 0.5
+        alpha, sigma = (self._alpha[to], self._sigma[to]) if to >= 0 else last
+        moved = torch.add(x0, eps, alpha=float(sigma / alpha)).mul_(float(alpha)).to(sample.dtype)
         x0 = x0.to(sample.dtype)
         return DDIMSchedulerOutput(moved, x0) if return_dict else (moved, x0)
 
     def _at_nominal(self, output: Tensor, sample: Tensor, i: int) -> tuple[Tensor, Tensor]:
         """The output and state at the nominal level that have the x_0 and eps of those given."""
-        nominal = int(self._nominal[i])
+        nominal = self._levels[i]
         if self._times is None or bool((self._times == nominal).all()):
             return output, sample
         x, m = self._read(output, sample, i)
