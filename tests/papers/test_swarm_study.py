@@ -63,6 +63,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], dict[str, float
         return {"reward": [mean - 0.1, mean + 0.1], "curve": curve, "used": 2.0, "silent": 0.0}
 
     monkeypatch.setattr(ss, "run_arm", run_arm)
+    monkeypatch.setattr(ss, "base_policy", lambda settings: settings.model)
     return runs, gain
 
 
@@ -136,7 +137,7 @@ def test_a_node_takes_the_families_in_turn(settings: ss.Settings) -> None:
 def test_problems_do_not_overlap() -> None:
     usual = ss.Settings()
     taught, spared, tested = ss.study_problems(usual)
-    assert [len(part) for part in (taught, spared, tested)] == [4 * 180, 4 * 20, 4 * 30]
+    assert [len(part) for part in (taught, spared, tested)] == [3 * 180, 3 * 20, 3 * 50]
     texts = [row["prompt"] for row in taught + spared + tested]
     assert len(set(texts)) == len(texts)
     assert {row["prompt"] for row in tested} <= {

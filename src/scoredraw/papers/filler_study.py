@@ -131,7 +131,7 @@ def _score(line: str, true: float | None, gold: str) -> float:
     return CUT if true is None else WORK if true > 0 else WRONG
 
 
-def base_policy(settings: Settings) -> str:
+def base_policy(settings: PolicySettings) -> str:
     """The folder of the policy that training starts from; taught now, if it is not yet."""
     if settings.model != EMBEDDED:
         return settings.model

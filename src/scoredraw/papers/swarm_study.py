@@ -1,17 +1,18 @@
 """Small language models that train one another: how many groups of a batch others should write.
 
 A few nodes of one process each train the small policy by `SAPORunner`, from a seed of their own, on
-four families of problems in turn, of which one is nearly always solved and one nearly never: more
-than half of all groups teach nothing. A batch has eight groups of eight answers in every arm, some
-written by the node itself and the rest drawn from what the others published since its last turn:
-8/0 (each alone, which is GRPO on its own answers), 6/2, 4/4 and 2/6, all by the paper's draw among
-groups whose rewards differ, and 4/4 by a uniform draw without that filter. Where fewer groups have
-come than are asked for, as 2/6 has to expect, a batch is smaller.
+three families of problems in turn. They begin with the policy that `filler_study` spoils, as the
+one that ships learns slowly: it has much to win back in sums and words spelt backwards, and nothing
+in least common multiples, whose groups teach nothing. A batch has eight groups of eight answers in
+every arm, some written by the node itself and the rest drawn from what the others published since
+its last turn: 8/0 (each alone, which is GRPO on its own answers), 6/2, 4/4 and 2/6, all by the
+paper's draw among groups whose rewards differ, and 4/4 by a uniform draw without that filter. Where
+fewer groups have come than are asked for, as 2/6 has to expect, a batch is smaller.
 
 Each arm has its own learning rate (Adam), by the mean reward on spared training problems; reported
 are the nodes' mean reward on test problems at the end and, as in the paper, on their own answers
-over all rounds; paired by seed, which decides what all nodes draw. Short runs: the policies are all
-the same to begin with, and what a swarm has to give is mostly which groups teach.
+over all rounds; paired by seed, which decides what all nodes draw. The policies are all the same to
+begin with, and what a swarm has to give is mostly which groups teach. On a GPU where there is one.
 
 Finished runs are in a journal in the cache; changed code is not noticed, after that delete it.
 `python -m scoredraw.papers.swarm_study --workers 2` runs what it lacks. Amico et al. 2025 (SAPO),
@@ -31,6 +32,7 @@ import numpy as np
 import torch
 
 from scoredraw.errors import require
+from scoredraw.papers.filler_study import base_policy
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,
@@ -86,14 +88,16 @@ class Settings(PolicySettings):
     """steps: rounds of every node, a batch of `prompts` groups each, own and others', in optimizer
     steps of `minibatch` answers. samples: answers of each node. rates: of Adam."""
 
-    families: tuple[str, ...] = ("simple_equations", "count_bits", "spell_backward", "lcm")
+    families: tuple[str, ...] = ("chain_sum", "spell_backward", "lcm")
     nodes: int = 4
-    steps: int = 14
+    steps: int = 12
     minibatch: int = 64
-    max_tokens: int = 8
+    max_tokens: int = 64
     spared: int = 20
-    tested: int = 30
+    tested: int = 50
     samples: int = 4
+    rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
+    seeds: int = 5
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -147,6 +151,7 @@ def swarm(
     nets, runners = [], []
     for k, rng in enumerate(np.random.default_rng([seed, 30]).spawn(settings.nodes)):
         net, tokenizer = opened(settings.model)
+        net.to("cuda" if torch.cuda.is_available() else "cpu")
         policy = CausalPolicy(
             net, tokenizer, torch.optim.Adam(net.parameters(), rate),
             max_new_tokens=settings.max_tokens, minibatch=settings.minibatch,
@@ -236,7 +241,7 @@ ABOUT = "Language models"
 
 def plan_of(settings: Settings) -> StudyPlan:
     return policy_plan(
-        "swarm-study", TITLES, run_arm, settings, base=settings.model, options=OPTIONS,
+        "swarm-study", TITLES, run_arm, settings, base=base_policy(settings), options=OPTIONS,
         quality=mean_reward, measures=MEASURES,
     )  # fmt: skip
 
