@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -308,6 +309,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def stamp() -> dict[str, Any]:
     """Where and when this runs: commit or version, machine, library versions, date (UTC)."""
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
     return {
         "version": metadata.version("scoredraw"),
         "commit": commit(),
@@ -317,6 +320,7 @@ def stamp() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
+        **({"device": gpu} if gpu else {}),
     }
 
 
