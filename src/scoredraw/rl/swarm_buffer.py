@@ -32,6 +32,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,8 @@ def score_groups(groups: Sequence[RolloutGroup], reward: GuardedReward) -> list[
         verifier=[group.verifier for group in rows],
         meta=[group.meta for group in rows],
     )
-    return np.split(np.array(found, np.float64), np.cumsum(sizes)[:-1])
+    rewards = np.array(found, np.float64)
+    return [rewards[start:end] for start, end in pairwise([0, *np.cumsum(sizes).tolist()])]
 
 
 # ── which groups ────────────────────────────────────────────────────────────────────────────────
@@ -203,6 +205,7 @@ def check_selection(n: Any, selection: str) -> None:
 
 @dataclass(slots=True)
 class _Entry:
+    key: int
     group: RolloutGroup
     received: float
     size: int
@@ -382,7 +385,7 @@ class SwarmBuffer:
         chosen = [entries[i] for i in select_groups(scores, n, selection, rng)]
         if not reuse:
             for entry in chosen:
-                self._drop(hash(entry.group))
+                self._drop(entry.key)
         self._counts["drawn"] += len(chosen)
         filtered = {"uniform": len(entries), "top_reward": int((scores.total > 0).sum())}
         eligible = filtered.get(selection, int(scores.signal.sum()))
@@ -412,7 +415,7 @@ class SwarmBuffer:
         self._seen[key] = None
         if len(self._seen) > REMEMBERED * self.max_groups:
             self._seen.popitem(last=False)
-        entry = _Entry(group, now, group.size())
+        entry = _Entry(key, group, now, group.size())
         self._entries[key] = entry
         share = self._shares.setdefault(group.peer, _Share())
         share.keys[key] = None
@@ -451,23 +454,20 @@ class SwarmBuffer:
             for entry in self._entries.values():
                 entry.rewards = None
         fresh = []
-        for key, entry in list(self._entries.items()):
+        for entry in list(self._entries.values()):
             if entry.rewards is None and self._verified(entry.group):
-                fresh.append((key, entry))
+                fresh.append(entry)
             elif entry.rewards is None:
-                self._drop(key, "unverified")
-        rewards = score_groups([entry.group for _, entry in fresh], self._reward)
-        kept: list[_Entry] = []
-        for (key, entry), values in zip(fresh, rewards, strict=True):
-            if np.isfinite(values).all():
-                entry.rewards = values
-                kept.append(entry)
-            else:
-                self._drop(key, "unscored")
-        found = GroupScores.of([entry.rewards for entry in kept])
+                self._drop(entry.key, "unverified")
+        rewards = score_groups([entry.group for entry in fresh], self._reward)
+        found = GroupScores.of(rewards)
         columns = found.total.tolist(), found.magnitude.tolist(), found.signal.tolist()
-        for entry, total, magnitude, signal in zip(kept, *columns, strict=True):
-            entry.total, entry.magnitude, entry.signal = total, magnitude, signal
+        for entry, own, total, magnitude, signal in zip(fresh, rewards, *columns, strict=True):
+            if math.isfinite(total):  # each of them was scored
+                entry.rewards, entry.total = own, total
+                entry.magnitude, entry.signal = magnitude, signal
+            else:
+                self._drop(entry.key, "unscored")
 
     def _verified(self, group: RolloutGroup) -> bool:
         if self.verify_answer is None:
