@@ -2,7 +2,10 @@
 
 Noise on a machine only ever adds time, so the best of the repeats is the honest one and gives the
 verdict; the medians stand beside it. Before the clock starts each side runs once (imports, page
-faults) and the two results are compared: a fast wrong answer is no answer.
+faults) and the two results are compared: a fast wrong answer is no answer. A turn of a side is as
+many calls as fill a twentieth of a second, one at least, and counts as their mean, as with timeit:
+a single call of a few milliseconds would show what the other side has left of the caches and of the
+allocator's memory.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+
+TURN = 0.05  # seconds that a side's calls fill at least
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def run(entry: Contest | Limit, repeats: int, *, judged: bool = True) -> Line:
     sides = (entry.ours, entry.peer_runs)
     for turn in range(rounds):
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            wall, cpu = _timed(sides[side])
+            wall, cpu = _timed(sides[side], TURN if judged else 0.0)
             walls[side].append(wall)
             cpus[side].append(cpu)
     ratio = min(walls[0]) / min(walls[1])
@@ -93,21 +98,33 @@ def run(entry: Contest | Limit, repeats: int, *, judged: bool = True) -> Line:
     )  # fmt: skip
 
 
-def _timed(function: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and processor seconds of one call; freeing its result is not part of them."""
+def _timed(function: Callable[[], Any], least: float) -> tuple[float, float]:
+    """Wall and processor seconds of a call, the mean of as many as fill `least` seconds.
+
+    Freeing what they return is not part of it.
+    """
     gc.collect()
     gc.disable()
     try:
-        wall, cpu = time.perf_counter(), time.process_time()
-        result = function()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        del result
+        total, used, calls = 0.0, 0.0, 0
+        while not calls or total < least:
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = function()
+            _settle()
+            total += time.perf_counter() - wall
+            used += time.process_time() - cpu
+            calls += 1
+            del result
     finally:
         gc.enable()
-    return wall, cpu
+    return total / calls, used / calls
+
+
+def _settle() -> None:
+    """Wait for a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _verdict(ratio: float, at_most: float | None, judged: bool) -> str | None:

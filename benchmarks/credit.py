@@ -289,7 +289,7 @@ def by_columns(batch: Scored) -> Tensor:
 def portool(tiny: bool) -> Iterator[Contest]:
     """Both sides begin with the parent and format reward of each step, and ends with outcomes.
 
-    First of steps alone, then on all tokens of the trajectories.
+    First of steps alone, which are few, then on all tokens of the trajectories.
     """
     Q, T = (4, 64) if tiny else (128, 4096)
     table = tree_rollout(proposals, 8, queries=Q, rng=0, merge=False, truncated=-1.0).table
@@ -321,9 +321,7 @@ def portool(tiny: bool) -> Iterator[Contest]:
         return found
 
     what = f"PORTool advantages, {B:,} trajectories of {Q} queries, {len(roots):,} steps"
-    yield Contest(
-        what, "dictionaries of steps", ours, lambda: padded(by_steps(*lists), D), alike, 1 / FASTER
-    )
+    yield Contest(what, "dictionaries of steps", ours, lambda: padded(by_steps(*lists), D), alike)
     what += f", T = {T:,}"
     loop = single(lambda: padded([token_by_token(*row) for row in
                                   zip(by_steps(*lists), stops, strict=True)], T))  # fmt: skip

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,9 @@ def test_the_sides_take_turns_and_the_best_decides(monkeypatch) -> None:
     turns: list[str] = []
     clock = iter([(3.0, 0.0), (2.0, 0.0), (5.0, 0.0), (1.0, 0.0), (1.5, 0.0), (9.0, 0.0)])
 
-    def timed(function):
+    def timed(function, least):
         turns.append(function())
+        assert least == contest.TURN
         return next(clock)
 
     monkeypatch.setattr(contest, "_timed", timed)
@@ -110,10 +112,28 @@ def test_the_sides_take_turns_and_the_best_decides(monkeypatch) -> None:
 def test_the_verdict_is_by_the_target(monkeypatch, at_most, verdict) -> None:
     from benchmarks import contest
 
-    monkeypatch.setattr(contest, "_timed", lambda function: (function(), 0.0))
+    monkeypatch.setattr(contest, "_timed", lambda function, least: (function(), 0.0))
     entry = contest.Contest("w", "p", lambda: 1.0, lambda: 2.0, lambda a, b: None, at_most)
     assert contest.run(entry, 2).verdict == verdict
     assert contest.run(entry, 2, judged=False).verdict is None
+
+
+def test_a_turn_is_as_many_calls_as_fill_it() -> None:
+    from benchmarks import contest
+
+    calls: list[float] = []
+
+    def nap() -> None:
+        calls.append(0.002)
+        time.sleep(calls[-1])
+
+    wall, cpu = contest._timed(nap, 0.02)
+    assert 2 <= len(calls) <= 10
+    assert 0.002 <= wall < 0.02
+    assert cpu < wall
+    calls.clear()
+    contest._timed(nap, 0.0)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("megabytes", "verdict"), [(699.0, "holds"), (701.0, "fails")])
