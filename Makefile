@@ -41,10 +41,10 @@ mbr: .venv-mbrs/.done  ## minimum Bayes risk against mbrs, which has an environm
 	PYTHONPATH=src .venv-mbrs/bin/python -m benchmarks mbr --out src/scoredraw/results/benchmarks-mbr.json
 
 results: .venv/.dev  ## rerun the papers' experiments at full scale and keep what they measured
-	$(BIN)/scoredraw run 1 2 8 9 10 13 15 16 17 20 21 24 25 26 28 33 35 36 38 40 43 45 46 50 53 58 --scale full --out src/scoredraw/results
+	$(BIN)/scoredraw run 1 2 8 9 10 13 15 16 17 20 21 24 25 26 28 35 36 38 40 43 45 46 50 53 58 --scale full --out src/scoredraw/results
 
 studies: .venv/.dev  ## the same of papers whose longer study is kept (hours; resumes)
-	$(BIN)/scoredraw run 7 14 27 29 30 32 39 47 48 60 61 --scale study --out src/scoredraw/results
+	$(BIN)/scoredraw run 7 14 27 29 30 32 33 39 47 48 60 61 --scale study --out src/scoredraw/results
 
 clean:  ## remove caches, builds and reports
 	rm -rf out build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

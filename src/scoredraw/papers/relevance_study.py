@@ -249,10 +249,8 @@ def measured(
     """
     asked, texts = sampled_texts(model, rows, seed, settings)
     columns = {key: [row[key] for row in asked] for key in ("prompt", "qtype", "reference")}
-    prompts, exact = (
-        columns.pop("prompt"),
-        np.flatnonzero([row["kind"] == CONSTRAINED for row in asked]),
-    )
+    prompts = columns.pop("prompt")
+    exact = [i for i, row in enumerate(asked) if row["kind"] == CONSTRAINED]
     some = [texts[i] for i in exact]
     by_reference = reward_of("relevance", settings)([asked[i]["reference"] for i in exact], some)
     parts, words = reward_of("R_OE", settings).factors(prompts, texts), judge_of_words(settings)
