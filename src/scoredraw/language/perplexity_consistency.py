@@ -377,6 +377,8 @@ def _prune_rows(
     """`prune_reasoning` of the `fitted` samples of each row; rows of a length go together."""
     some = np.where(fitted, log_p, -np.inf)
     p = _over_largest(some) if relative else np.exp(some)
+    if fitted.all():
+        return prune_reasoning(p, fewest=fewest)
     keep, mixture = np.zeros(log_p.shape, bool), _unfitted(len(log_p))
     lengths = fitted.sum(axis=1)
     order = np.argsort(~fitted, axis=1, kind="stable")  # those to fit come first
