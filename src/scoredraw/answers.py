@@ -134,6 +134,8 @@ def _first_appearance(values: NDArray[Any]) -> Int:
     Told apart by their bytes, so that surrogates and foreign byte orders will do.
     """
     held = np.ascontiguousarray(values)
+    if held.dtype.kind == "i" and held.dtype.isnative:  # twice as fast
+        return np.asarray(pa.array(held).dictionary_encode().indices, np.int64)
     buffers = [None, pa.py_buffer(held)]
     same = pa.FixedSizeBinaryArray.from_buffers(pa.binary(held.itemsize), len(held), buffers)
     return np.asarray(same.dictionary_encode().indices, np.int64)
@@ -141,15 +143,17 @@ def _first_appearance(values: NDArray[Any]) -> Int:
 
 def _renumber(codes: Int, problem: Int) -> Int:
     """The same groups, numbered in each problem in order of first appearance."""
-    out = np.full(len(codes), NULL, np.int64)
     seen = codes != NULL
-    if not seen.any():
+    if not seen.all():
+        out = np.full(len(codes), NULL, np.int64)
+        out[seen] = _renumber(codes[seen], problem[seen])
         return out
-    home, code = problem[seen], codes[seen]
-    group = _first_appearance(home * (code.max() + 1) + code)
-    _, begins = np.unique(home, return_index=True)  # a problem's first sample begins a group
-    out[seen] = group - np.repeat(group[begins], np.diff(begins, append=len(home)))
-    return out
+    if not len(codes):
+        return codes
+    group = _first_appearance(problem * (codes.max() + 1) + codes)
+    begins = np.flatnonzero(np.append(True, problem[1:] != problem[:-1]))
+    # a problem's first sample begins a group
+    return group - np.repeat(group[begins], np.diff(begins, append=len(codes)))
 
 
 def _join_equal(codes: Int, answers: Any, bounds: Int, equal: Equal) -> Int:
