@@ -88,9 +88,8 @@ def check_scores(step_rewards: Any, step_mask: Any = None) -> tuple[Tensor, Tens
     mask = mask.expand(r.shape) if step_mask is None else mask
     require(mask.dtype == torch.bool, "step_mask", mask.dtype, "torch.bool")
     require(mask.shape == r.shape, "step_mask", tuple(mask.shape), f"{tuple(r.shape)}")
-    bad = (mask & ~r.isfinite()).nonzero()
-    if len(bad):
-        row, step = bad[0].tolist()
+    if not bool((r.isfinite() | ~mask).all()):
+        row, step = (mask & ~r.isfinite()).nonzero()[0].tolist()
         came = f"{r[row, step].item()} in row {row}, step {step}"
         require(False, "step_rewards", came, "finite scores, or a mask where there is none")
     dtype = torch.float64 if r.dtype == torch.float64 else torch.float32
