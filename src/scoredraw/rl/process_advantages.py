@@ -228,18 +228,18 @@ def _batch(
     require(table, "response_mask", f"shape {tuple(mask.shape)}", f"({len(r)}, T), T >= 1")
     check_steps(r, real, end, mask.shape[1])
     length, unbroken = leading_tokens(mask)
+    upto = (end + 1) * real
     if unbroken:
-        outside = real & (end >= length[:, None])
+        beyond = upto.amax(dim=1) > length
     else:
-        outside = real & ~mask.gather(1, torch.where(real, end, 0))
-    rows = outside.any(dim=1).nonzero()[:1, 0].tolist()
+        beyond = (real & ~mask.gather(1, torch.where(real, end, 0))).any(dim=1)
+    rows = beyond.nonzero()[:1, 0].tolist()
     require(not rows, "step_end", f"a step beyond the response in row {rows}", "tokens of it")
     groups = group_rewards(torch.zeros(len(r), device=r.device), group_ids, num_generations)
     single = bool((groups.size < 2).any())
     name = "num_generations" if group_ids is None else "group_ids"
     require(not single, name, "a group of one answer", "two or more, to compare with the others")
     x = credited(r, real, temperature, how, gamma)
-    upto = (end + 1) * real
     if not unbroken:
         tokens = mask.cumsum(dim=1, dtype=torch.int16 if mask.shape[1] < 2**15 else torch.int32)
         upto, length = tokens.gather(1, torch.where(real, end, 0)) * real, tokens[:, -1]

@@ -156,7 +156,7 @@ def credited(r: Tensor, mask: Tensor, temperature: float, credit: str, gamma: fl
 def soft_weights(r: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """softmax(-r / T) over the real steps of a row, 0 elsewhere; finite for any T > 0."""
     lowest = r.masked_fill(~mask, math.inf).amin(dim=1, keepdim=True)
-    z = ((lowest - r) / temperature).masked_fill(~mask, -math.inf)
+    z = (lowest - r).div_(temperature).masked_fill_(~mask, -math.inf)
     return torch.where(mask, z.softmax(dim=1), 0.0)
 
 
