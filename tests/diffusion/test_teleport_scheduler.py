@@ -100,16 +100,21 @@ def test_noise_is_carried_once_unless_it_changes_in_between(monkeypatch) -> None
     )
     scheduler = TeleportScheduler(made("DPMSolverMultistepScheduler"), DATA, skip_steps=4)
 
-    def first_step(change: float) -> None:
+    def first_step(change: float, network: float = 0) -> None:
         carried.clear()
         scheduler.set_timesteps(12)
         x, t = torch.zeros(2, D), scheduler.timesteps[0]
-        scheduler.scale_model_input(x, t)
-        x += change
+        shown = scheduler.scale_model_input(x, t)
+        if network:
+            shown += network
+        if change:
+            x += change
         scheduler.step(torch.zeros(2, D), t, x)
 
     first_step(0)
-    assert len(carried) == 2  # in place, if by nothing: who knows
+    assert len(carried) == 1
+    first_step(0, network=3)
+    assert [float(x.mean()) for x in carried] == [0, 0]
     first_step(2)
     assert [float(x.mean()) for x in carried] == [0, 2]
     with torch.inference_mode():

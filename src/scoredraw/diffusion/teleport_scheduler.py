@@ -114,7 +114,7 @@ class TeleportScheduler(SchedulerMixin, ConfigMixin):
     def _ready(self, first: int) -> None:
         """Before the first step: the number of base's step that it is, and whether to carry."""
         self._first, self._pending, self._started, self._scaled = first, first > 0, False, False
-        self._kept: tuple[Tensor, int, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor, tuple[int, int]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("_base")
@@ -207,17 +207,20 @@ class TeleportScheduler(SchedulerMixin, ConfigMixin):
     def _carried(self, sample: Tensor) -> Tensor:
         """The sample at base's first level, at the level where its steps begin.
 
-        A pipeline gives the same one twice, for the network's input and for the step.
+        A pipeline gives the same one twice, for the network's input and for the step: it is carried
+        again only if it, or what came of it, was changed in place in between.
         """
-        if self._kept and self._kept[0] is sample and self._kept[1] == sample._version:
-            return self._kept[2]
+        if self._kept is not None and self._kept[0] is sample:
+            moved, versions = self._kept[1:]
+            if versions == (sample._version, moved._version):
+                return moved
         rho, kind = self._rho()
         at = rho[[0, self._first]]
         scale = {"vp": np.hypot(1.0, at), "ve": np.ones(2), "flow": 1.0 + at}[kind]
         start, stop = zip(1 / scale, at / scale, strict=True)
-        moved: Tensor = self.gaussian.between(sample, start, stop)
-        if not sample.is_inference():  # those do not say whether they were changed
-            self._kept = sample, sample._version, moved
+        moved = self.gaussian.between(sample, start, stop)
+        if not (sample.is_inference() or moved.is_inference()):  # which do not tell of changes
+            self._kept = sample, moved, (sample._version, moved._version)
         return moved
 
     # -------------------------------------------------------------- stepping
