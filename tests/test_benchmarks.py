@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -118,21 +117,21 @@ def test_the_verdict_is_by_the_target(monkeypatch, at_most, verdict) -> None:
     assert contest.run(entry, 2, judged=False).verdict is None
 
 
-def test_a_turn_is_as_many_calls_as_fill_it() -> None:
+def test_a_turn_is_as_many_calls_as_fill_it(monkeypatch) -> None:
     from benchmarks import contest
 
-    calls: list[float] = []
+    now, calls = [0.0], []
 
-    def nap() -> None:
-        calls.append(0.002)
-        time.sleep(calls[-1])
+    def work() -> None:
+        calls.append(now[0])
+        now[0] += 0.0625 * len(calls)
 
-    wall, cpu = contest._timed(nap, 0.02)
-    assert 2 <= len(calls) <= 10
-    assert 0.002 <= wall < 0.02
-    assert cpu < wall
+    monkeypatch.setattr(contest.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(contest.time, "process_time", lambda: now[0] / 2)
+    assert contest._timed(work, 0.3125) == (0.125, 0.0625)
+    assert len(calls) == 3
     calls.clear()
-    contest._timed(nap, 0.0)
+    assert contest._timed(work, 0.0) == (0.0625, 0.03125)
     assert len(calls) == 1
 
 
