@@ -137,6 +137,32 @@ def test_a_run_is_complete(name: str, settings: rs.Settings) -> None:
         assert record["reward"] == pytest.approx(record["relevance"])
 
 
+def test_arms_are_trained_as_they_say(
+    settings: rs.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class Asked(Exception):
+        pass
+
+    def trained(taught: Any, *_: Any, name: str, reward: Any, beta: float, **more: Any) -> Any:
+        asked[name] = [row["qtype"] for row in taught], sorted(reward.off), beta
+        raise Asked
+
+    monkeypatch.setattr(rs, "trained", trained)
+    for name in rs.ARMS:
+        with pytest.raises(Asked):
+            rs.run_arm(name, 1e-3, 0, settings=settings)
+    own = [row["qtype"] for row in rs.instruction_rows(settings)[1]]
+    dealt = [row["qtype"] for row in rs.with_dealt_types(rs.instruction_rows(settings)[1])]
+    assert asked == {
+        "R3": (own, [], 0), "relevance": (own, ["branching", "length", "repetition"], 0),
+        "LI": (own, ["branching", "relevance", "repetition"], 0),
+        "LI_RP": (own, ["branching", "relevance"], 0), "R_OE": (own, ["branching"], 0),
+        "dealt": (dealt, [], 0), "KL": (own, [], 0.2),
+    }  # fmt: skip
+
+
 def test_the_same_call_gives_the_same_run(settings: rs.Settings) -> None:
     first, again = (rs.run_arm("R3", 1e-3, 0, settings=settings) for _ in range(2))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
