@@ -62,29 +62,35 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, bool
         silent = 0.2 if name == "ngrpo" else 0.4
         if tell is not None:
             tell(2, 2)
-        parted = {"branches": 0.3} if name == "tempo" else {}
-        return {"passed": passed, "silent": silent, "entropy": right, "length": 20 * right} | parted
+        logged: dict[str, Record] = {"tempo": {"branches": 0.3}, "dapo": {"batches": 5}}
+        more = logged.get(name, {})
+        return {"passed": passed, "silent": silent, "entropy": right, "length": 20 * right} | more
 
     monkeypatch.setattr(ps, "run_arm", run_arm)
     return runs
 
 
 @pytest.mark.parametrize(
-    "name", ["grpo", "grpo_twice", "ngrpo", "tempo", "pure", "pure_outcome", "pure_sum"]
-)
+    "name", ["grpo", "grpo_twice", "ngrpo", "dapo", "dapo_half", "tempo", "pure", "pure_outcome",
+             "pure_sum"]
+)  # fmt: skip
 def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps.Settings) -> None:
     steps: list[tuple[int, int]] = []
     record = ps.run_arm(name, 1e-3, 0, tell=lambda i, n: steps.append((i, n)), settings=settings)
-    assert steps == [(1, 2), (2, 2)]  # batches, also of what goes over each twice
-    branches = {"branches"} if name == "tempo" else set()
-    assert set(record) == {"passed", "silent", "entropy", "length", "seconds"} | branches
+    half = name == "dapo_half"
+    assert steps == ([(1, 1)] if half else [(1, 2), (2, 2)])  # batches, gone over twice or not
+    more = {"tempo": {"branches"}, "dapo": {"batches"}, "dapo_half": {"batches"}}.get(name, set())
+    assert set(record) == {"passed", "silent", "entropy", "length", "seconds"} | more
     assert 0 <= record.get("branches", 0) <= 1
     assert set(record["passed"]) == {"chain_sum"}
     assert list(record["passed"]["chain_sum"]) == ["1", "2", "4", "8"]
     assert 1 <= record["length"] <= 4
-    assert record["entropy"] == pytest.approx(np.log(99), rel=0.05)  # an even guess of 99 tokens
-    if name in {"grpo", "grpo_twice", "tempo"}:  # nothing is right: no group has an advantage
+    even = 0.0 if "batches" in record else np.log(99)  # a guess of 99 tokens, or none is left
+    assert record["entropy"] == pytest.approx(even, rel=0.05)
+    if name in {"grpo", "grpo_twice", "dapo", "tempo"}:  # nothing is right: no group teaches
         assert record["silent"] == 1
+    if "batches" in record:  # so that all are tried
+        assert record["batches"] == 10 * len(steps)
     if name == "ngrpo":  # and here all have
         assert record["silent"] == 0
 
@@ -198,7 +204,7 @@ def test_keys_know_the_weights_and_the_options(
     assert files_of(settings.model) != files_of("embedded")
 
 
-@pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 14, 2), (29, 4, 2), (48, 6, 1)])
+@pytest.mark.parametrize(("paper", "claims", "tasks"), [(27, 17, 2), (29, 4, 2), (48, 6, 1)])
 def test_reports(
     paper: int, claims: int, tasks: int, settings: ps.Settings, made_up: list[Any]
 ) -> None:
@@ -227,10 +233,14 @@ def test_reports(
     rates: Sequence[Any] = [[row[1] for row in table.rows] for table in report.tables[:2]]
     assert rates == [[None, *[2e-3] * len(arms)], [None, *[1e-3] * len(arms)]]
     steps = {row[0]: row[2] for row in report.tables[0].rows}
-    twice = {"NGRPO", "DAPO", "GRPO, two steps a batch"}
+    twice = {ps.TITLES[arm] for arm in arms if arm.startswith(("ngrpo", "dapo", "grpo_twice"))}
     assert steps == {ps.TITLES[arm]: 1 + (ps.TITLES[arm] in twice) for arm in arms} | {
         "untrained": None
     }
+    if paper == 27:
+        sampled = {row[0]: row[3] for row in report.tables[0].rows}
+        assert (sampled["DAPO"], sampled["DAPO, half the steps"]) == (5 * 8, 1 * 8)
+        assert sampled["GRPO (TRL's)"] == 2 * 8
 
 
 def test_equal_counts_decide_nothing() -> None:

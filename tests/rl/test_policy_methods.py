@@ -72,7 +72,8 @@ def test_trl_takes_the_options(name: str, grpo_config: Callable[..., Any]) -> No
     trainer: Any = load_reward(method.trainer)
     assert issubclass(trainer, AdvantageGRPOTrainer)
     if method.trainer_options is not None:
-        assert set(method.trainer_options(10)) <= {"stage_steps", "rollout_func"}
+        known = {"stage_steps", "rollout_func", "max_batches"}
+        assert set(method.trainer_options(10)) <= known
 
 
 GROUPS = [n for n in NAMES if n.replace("-", "_") in GROUP_METHODS and n != "grpo"] + ["win-rate"]
@@ -95,6 +96,17 @@ def test_advantages_of_a_small_batch(name: str, tokenizer: Any) -> None:
     if name in {"dapo", "psr", "nsr"}:
         want = {"dapo": [1, 1, 1, 1, 0, 0, 0, 0], "psr": [1] + [0] * 7, "nsr": [0] + [1] * 7}
         assert kept.int().tolist() == want[name]
+
+
+def test_who_samples_again() -> None:
+    def batches(method: PolicyMethod) -> Any:
+        assert method.trainer_options is not None
+        return method.trainer_options(10).get("max_batches", 1)
+
+    found = {name: batches(made(name)) for name in GROUPS if name != "win-rate"}
+    assert found == dict.fromkeys(found, 1) | {"dapo": 10}
+    assert batches(made("dapo", max_batches=1)) == 1
+    assert batches(made("ngrpo", max_batches=4)) == 4
 
 
 def test_tempo_credits_where_answers_part(tokenizer: Any) -> None:
@@ -194,6 +206,8 @@ def test_an_unknown_option_is_refused(name: str) -> None:
         ("ngrpo", {"max_reward": True}, "max_reward: got True, want such as 1.0"),
         ("rloo", {"estimator": "grpo"}, "options: got estimator, want some of"),
         ("dapo", {"filter": "odd"}, "filter: got 'odd', want none, all_correct"),
+        ("dapo", {"max_batches": 0}, "max_batches: got 0, want 1 or more"),
+        ("ngrpo", {"max_batches": "many"}, "max_batches: got 'many', want such as 1"),
         ("w-reinforce", {"positive_weight": -1}, "positive_weight: got -1"),
         ("tempo", {"lam": "1"}, "lam: got '1', want such as 0.0"),
         ("tempo", {"variant": "odd"}, "variant: got 'odd'"),

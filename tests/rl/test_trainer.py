@@ -16,6 +16,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from scoredraw.errors import InputError
+from scoredraw.rl.dynamic_sampling import Answers
 from scoredraw.rl.reward_functions import GuardedReward
 from scoredraw.rl.reward_groups import centre, chain, group_rewards, scale
 from scoredraw.rl.trainer import AdvantageGRPOTrainer, Rollouts
@@ -28,6 +29,12 @@ PROMPTS = Dataset.from_list([{"prompt": f"{a}+{a}=", "answer": str(2 * a)} for a
 def vowels(completions: list[str], **_: Any) -> list[float | None]:
     """How many vowels; nothing for a text with a z, so that some rows have no reward."""
     return [None if "z" in c else float(sum(c.count(v) for v in "aeiou")) for c in completions]
+
+
+def odd_half(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """Answers to a+a with an even a are all alike, the others by their first letter and length."""
+    odd = [int(p.split("+")[0]) % 2 for p in prompts]
+    return [o * (ord(c[:1] or "a") + len(c)) for o, c in zip(odd, completions, strict=True)]
 
 
 def grpo(rollouts: Rollouts) -> Tensor:
@@ -45,7 +52,7 @@ def run(letters: Any, new_policy: Callable[[], Any], grpo_config: Callable[..., 
         settings = options.pop("config", {})
         trainer = kind(
             model=new_policy(), reward_funcs=reward, args=grpo_config(**settings),
-            train_dataset=PROMPTS, processing_class=letters, **options,
+            train_dataset=options.pop("data", PROMPTS), processing_class=letters, **options,
         )  # fmt: skip
         trainer.train()
         return trainer
@@ -79,16 +86,20 @@ from conftest import grpo_settings, two_layers
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 from test_trainer import PROMPTS, grpo, vowels
+from scoredraw.errors import InputError
 from scoredraw.papers.small_policy import new_tokenizer
 from scoredraw.rl.trainer import AdvantageGRPOTrainer
 
-def train(kind, **options):
+def train(kind, reward=vowels, each=4, **options):
     letters = new_tokenizer()
     config = GRPOConfig(**{**grpo_settings(sys.argv[2]), "num_iterations": 2, "max_steps": 3,
-                           "per_device_train_batch_size": 4})
-    trainer = kind(model=two_layers(letters), reward_funcs=vowels, args=config,
+                           "per_device_train_batch_size": each})
+    trainer = kind(model=two_layers(letters), reward_funcs=reward, args=config,
                    train_dataset=PROMPTS, processing_class=letters, **options)
     trainer.train()
+    return trainer
+
+def weights(trainer):
     return trainer.accelerator.unwrap_model(trainer.model).state_dict()
 
 def each(rollouts):
@@ -96,16 +107,47 @@ def each(rollouts):
     assert len(set(rollouts.prompts[:4])) == 1
     return grpo(rollouts)[:, None].expand(rollouts.mask.shape)
 
-theirs = train(GRPOTrainer)
-ours = train(AdvantageGRPOTrainer, advantage_fn=each)
+theirs = weights(train(GRPOTrainer))
+ours = weights(train(AdvantageGRPOTrainer, advantage_fn=each))
 assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 """
 
+REFILLED = (
+    SCRIPT[: SCRIPT.index("def each")]
+    + """
+from test_trainer import odd_half
 
-def test_two_processes_see_one_batch_and_end_at_trls_weights(tmp_path: Path) -> None:
-    """Each has half of it, a group; the function sees all, and each keeps its own rows."""
+seen = []
+
+def look(rollouts):
+    seen.append(rollouts)
+    return grpo(rollouts)
+
+trainer = train(AdvantageGRPOTrainer, odd_half, advantage_fn=look, max_batches=20)
+rows = [row for row in trainer.state.log_history if "generation_batches" in row]
+last = seen[-1]
+assert [row["frac_dead_groups"] for row in rows] == [0.0, 0.0], rows
+assert max(row["generation_batches"] for row in rows) > 1
+assert all(int(answer) // 2 % 2 for answer in last.columns["answer"])
+assert odd_half(last.prompts, last.completions) == last.reward.tolist()
+try:
+    train(AdvantageGRPOTrainer, odd_half, 2, advantage_fn=grpo, max_batches=20)
+except InputError as error:
+    assert "max_batches: got 2 answers a process, want whole groups of 4" in str(error)
+else:
+    raise AssertionError("a group over two processes")
+"""
+)
+
+
+@pytest.mark.parametrize("text", [SCRIPT, REFILLED], ids=["plain", "refilled"])
+def test_two_processes_see_one_batch(tmp_path: Path, text: str) -> None:
+    """Each has half of it, a group; the function sees all, and each keeps its own rows.
+
+    Plain, it ends at TRL's weights; refilled, at a batch in which every group teaches.
+    """
     script = tmp_path / "two.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(script), str(Path(__file__).parent), str(tmp_path)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -203,3 +245,107 @@ def test_a_reward_that_raises_for_one_row(run: Run) -> None:
     assert guarded.failures > 0
     assert trainer.state.global_step == 2
     assert any("fragile/unscored" in row for row in trainer.state.log_history)
+
+
+# ── dynamic sampling ────────────────────────────────────────────────────────────────────────────
+
+
+class Kept(AdvantageGRPOTrainer):
+    """Holds on to what goes into the steps."""
+
+    def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        self.__dict__.setdefault("batches", []).append(output)
+        return output
+
+
+LONGER = Dataset.from_list([{"prompt": f"{a}+{10 ** (a % 3)}="} for a in range(16)])
+
+
+def test_dead_groups_make_room_for_others(run: Run, letters: Any) -> None:
+    """A full batch of living groups, whose rows belong together though prompts differ in length."""
+    seen: list[Rollouts] = []
+    sampled = 0
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        nonlocal sampled
+        sampled += len(prompts)
+        return odd_half(prompts, completions)
+
+    def look(rollouts: Rollouts) -> Tensor:
+        seen.append(rollouts)
+        return grpo(rollouts)
+
+    trainer = run(
+        Kept, reward, advantage_fn=look, max_batches=30, data=LONGER,
+        config={"num_iterations": 2, "learning_rate": 0.0, "max_steps": 6},
+    )  # fmt: skip
+    rows = [row for row in trainer.state.log_history if "generation_batches" in row]
+    assert [row["frac_dead_groups"] for row in rows] == [0.0] * 3
+    assert 8 * sum(row["generation_batches"] for row in rows) == sampled > 8 * len(rows)
+    assert sum(row["frac_reward_zero_std"] for row in rows) > 0  # of all that was sampled
+    for batch in trainer.batches:
+        r = next(r for r in seen if torch.equal(r.completion_ids, batch["completion_ids"]))
+        texts = letters.batch_decode(batch["prompt_ids"], skip_special_tokens=True)
+        assert texts == r.prompts
+        assert all(int(text.split("+")[0]) % 2 for text in texts)
+        assert odd_half(texts, r.completions) == r.reward.tolist()
+        said = letters.batch_decode(batch["completion_ids"], skip_special_tokens=True)
+        assert said == r.completions
+        assert torch.equal(batch["advantages"], grpo(r).float())
+        assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+        ids, mask = (
+            torch.cat([batch[f"prompt_{x}"], batch[f"completion_{x}"]], 1) for x in ("ids", "mask")
+        )
+        T = batch["completion_ids"].shape[1]
+        now = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, T)[0]
+        written = batch["completion_mask"].bool()
+        old = batch["old_per_token_logps"]  # nothing has moved since
+        assert torch.allclose(old[written], now[written], atol=1e-5)
+    assert list(trainer._logs["prompt"]) == texts
+    assert list(trainer._logs["advantages"]) == grpo(r).tolist()
+    assert list(trainer._logs["rewards"]["reward"]) == r.reward.tolist()
+
+
+def test_what_cannot_be_filled_stays(run: Run) -> None:
+    """After max_batches dead groups remain in their places, and nothing moves."""
+    sampled: list[list[str]] = []
+
+    def reward(prompts: list[str], **_: Any) -> list[float]:
+        sampled.append(prompts)
+        return [1.0] * len(prompts)
+
+    trainer = run(Kept, reward, advantage_fn=grpo, max_batches=3, config={"max_steps": 1})
+    fresh = run(reward=reward, advantage_fn=grpo, config={"max_steps": 1, "learning_rate": 0.0})
+    assert all(torch.equal(weights(fresh)[n], value) for n, value in weights(trainer).items())
+    (row,) = (row for row in trainer.state.log_history if "generation_batches" in row)
+    assert (row["generation_batches"], row["frac_dead_groups"]) == (3, 1.0)
+    assert len({prompts[0] for prompts in sampled[1:3]} | {p[-1] for p in sampled[1:3]}) == 4
+    assert list(trainer._logs["prompt"]) == sampled[0]
+
+
+def test_a_living_batch_is_left_alone(run: Run) -> None:
+    """Bit for bit the run without dynamic sampling; and one with it is the same twice."""
+
+    def lively(completions: list[str], **_: Any) -> list[float]:
+        return [float(i % 2) for i, _ in enumerate(completions)]
+
+    config = {"num_iterations": 2, "max_steps": 4}
+    once, ten = (
+        weights(run(reward=lively, advantage_fn=grpo, max_batches=m, config=config))
+        for m in (1, 10)
+    )
+    assert all(torch.equal(ten[name], value) for name, value in once.items())
+    first, again = (
+        weights(run(reward=odd_half, advantage_fn=grpo, max_batches=10)) for _ in range(2)
+    )
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_refuses_to_sample_again(run: Run) -> None:
+    with pytest.raises(InputError, match="max_batches: got 0, want 1 or more"):
+        run(advantage_fn=grpo, max_batches=0)
+    with pytest.raises(InputError, match="max_batches: got 2, want 1 without an advantage_fn"):
+        run(max_batches=2)
+    with pytest.raises(InputError, match="max_batches: got a batch with num_images, pixel_values"):
+        Answers.of_batch({"pixel_values": 0, "num_images": 0}, torch.zeros(1), {})

@@ -56,25 +56,34 @@ LAST = 10  # batches whose entropy and length are reported
 
 
 class Arm(NamedTuple):
-    """A function of `policy_methods` and its options. lines: needs scores of worked lines."""
+    """A function of `policy_methods` and its options.
+
+    lines: needs scores of worked lines. shorter: how many times fewer steps than a study has.
+    """
 
     title: str
     method: str
     options: dict[str, Any]
     lines: bool = False
+    shorter: int = 1
 
 
 PLAIN = {
-    "grpo": "GRPO (TRL's)", "rloo": "RLOO", "dapo": "DAPO", "ngrpo": "NGRPO", "psr": "PSR",
-    "nsr": "NSR", "w_reinforce": "W-REINFORCE", "tempo": "TEMPO",
+    "grpo": "GRPO (TRL's)", "rloo": "RLOO", "ngrpo": "NGRPO", "psr": "PSR", "nsr": "NSR",
+    "w_reinforce": "W-REINFORCE", "tempo": "TEMPO",
 }  # fmt: skip
+REFILLED = {"max_batches": 10}
 ARMS = {name: Arm(title, name, {}) for name, title in PLAIN.items()} | {
     "grpo_twice": Arm("GRPO, two steps a batch", "grpo", {"passes": 2}),
+    "dapo": Arm("DAPO", "dapo", REFILLED),
+    "dapo_half": Arm("DAPO, half the steps", "dapo", REFILLED, shorter=2),
+    "dapo_once": Arm("DAPO, not refilled", "dapo", {"max_batches": 1}),
+    "ngrpo_refilled": Arm("NGRPO, refilled", "ngrpo", REFILLED),
     "pure": Arm("PURE, softmin of lines", "pure", {"outcome": False}, True),
     "pure_outcome": Arm("PURE, softmin of lines + outcome", "pure", {}, True),
     "pure_sum": Arm("PURE, sum of lines", "pure", {"outcome": False, "credit": "sum"}, True),
 }
-OPTIONS = {name: arm[1:] for name, arm in ARMS.items()}
+OPTIONS = {name: arm[1:] if arm.shorter > 1 else arm[1:-1] for name, arm in ARMS.items()}
 TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items()}}
 
 
@@ -98,8 +107,9 @@ def run_arm(
     """Train by an arm and measure: on test problems, or on spared ones if tuning.
 
     -> passed: pass@k by family; silent: the share of groups without any advantage; entropy and
-    length of the last batches; seconds of processor time; of TEMPO also branches, the share of
-    tokens at which answers part. Of the untrained policy: passed alone.
+    length of the last batches; seconds of processor time; batches sampled, where a step may take
+    several; of TEMPO also branches, the share of tokens at which answers part. Of the untrained
+    policy: passed alone.
     """
     known = fitting(settings)
     require(name in known, "name", repr(name), f"one of {', '.join(known)}")
@@ -107,16 +117,23 @@ def run_arm(
     if name == UNTRAINED:
         return {"passed": measured(settings.model, tested, seed, settings)}
     begun, method = time.process_time(), method_of(name)
-    with trained(taught, settings, method, name=name, rate=rate, seed=seed, tell=tell) as run:
+    with trained(
+        taught, settings, method, name=name, rate=rate, seed=seed, tell=tell,
+        steps=settings.steps // ARMS[name].shorter,
+    ) as run:  # fmt: skip
         passed = measured(trained_model(run), spared if tuning else tested, seed, settings)
     end = run.log[-LAST:]
-    parted = [row["branch_tokens"] for row in run.log if "branch_tokens" in row]
+    parted, batches = (
+        [row[logged] for row in run.log if logged in row]
+        for logged in ("branch_tokens", "generation_batches")
+    )
     return {
         "passed": passed,
         "silent": silent_groups(run),
         "entropy": float(np.mean([row["entropy"] for row in end])),
         "length": float(np.mean([row["completions/mean_length"] for row in end])),
         "seconds": time.process_time() - begun,
+        **({"batches": sum(batches)} if batches else {}),
         **({"branches": float(np.mean(parted))} if parted else {}),
     }
 
@@ -179,13 +196,17 @@ MEASURES: dict[str, Callable[[Record], float]] = {
     "length": itemgetter("length"),
 }
 OF_PAPER = {
-    27: ("ngrpo", "grpo", "grpo_twice", "rloo", "dapo", "psr", "nsr", "w_reinforce"),
+    27: (
+        *("ngrpo", "grpo", "grpo_twice", "rloo", "dapo", "psr", "nsr", "w_reinforce"),
+        *("dapo_once", "dapo_half", "ngrpo_refilled"),
+    ),
     29: ("tempo", "grpo", "rloo"),
     48: ("pure", "pure_outcome", "pure_sum", "grpo"),
 }
 LEARNS = "training from rewards helps"
 HIGHER = "higher pass@k AUC on MATH500, AMC23 and AIME2025 (7B trained on MATH)"
 BETTER = "better than PPO and GRPO on MATH, MedQA and out of distribution (Qwen3-1.7B and 4B)"
+AGAIN = "DAPO, 32B, AIME 2024: 50 with dynamic sampling, 42 without"
 SILENT = "groups that are all wrong teach under NGRPO"
 PARITY = "7B, mean of five benchmarks: process rewards alone 49.3, outcomes alone 48.3"
 TENTH = "7B, mean of five benchmarks: 53.3 with outcomes for a tenth, 49.3 without, 48.3 outcomes"
@@ -195,7 +216,10 @@ COMPARISONS = {
     27: [
         Comparison("grpo", UNTRAINED, "pass@1", LEARNS),
         Comparison("ngrpo", UNTRAINED, "pass@1", LEARNS),
-        *(Comparison("ngrpo", other, "pass@8", HIGHER) for other in OF_PAPER[27][1:]),
+        *(Comparison("ngrpo", other, "pass@8", HIGHER) for other in OF_PAPER[27][1:8]),
+        Comparison("ngrpo_refilled", "dapo", "pass@8", HIGHER),
+        Comparison("dapo", "dapo_once", "pass@1", AGAIN),
+        Comparison("dapo_half", "dapo_once", "pass@1", "DAPO: no slower for as many samples"),
         Comparison("ngrpo", "grpo", "pass@1", HIGHER),
         Comparison("ngrpo", "grpo", "pass@8", HIGHER, part="shared"),
         Comparison("ngrpo", "grpo_twice", "pass@8", HIGHER, part="shared"),
@@ -250,6 +274,14 @@ def results(
         f"advantage; entropy and length: of the last {LAST} batches."
     )
     more = {"steps a batch": steps}
+    if "dapo" in arms:
+        each = settings.prompts * settings.generations
+        more["answers sampled"] = {
+            arm: round(each * np.mean([
+                run.get("batches", settings.steps // ARMS[arm].shorter)
+                for run in part_of(records, arm, part)
+            ])) for arm in arms if arm in ARMS
+        }  # fmt: skip
     if "tempo" in arms:
         parted = mean_interval([run["branches"] for run in part_of(records, "tempo", part)])
         more["branch tokens"] = {"tempo": parted}

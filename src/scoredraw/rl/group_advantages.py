@@ -359,8 +359,8 @@ class GroupAdvantage:
     filter: as `kept_answers`; None for the method's own. Other options: of `group_advantages`.
     greedy_rewards, for remax: a function of the rollouts that gives (P,). Returns advantages (B,),
     and with a filter also which answers to train on. Give the trainer
-    `GROUP_METHODS[estimator].trl_options()` for the method's clip and loss. TRL asks for one batch
-    of prompts a step: what a filter drops isn't sampled again, as `fill_batch` does.
+    `GROUP_METHODS[estimator].trl_options()` for the method's clip and loss, and max_batches=10 to
+    sample other prompts for what a filter drops, as DAPO does.
 
     >>> from types import SimpleNamespace
     >>> batch = SimpleNamespace(reward=torch.tensor([0., 0., 1., 1.]),

@@ -67,11 +67,11 @@ def grpo(passes: int = 1) -> PolicyMethod:
     return PolicyMethod(options={} if passes == 1 else {"num_iterations": passes})
 
 
-def estimator(name: str, **options: Any) -> PolicyMethod:
+def estimator(name: str, max_batches: int = 1, **options: Any) -> PolicyMethod:
     """An estimator of `group_advantages` with its clip, its loss and its filter.
 
     A clip acts only on a batch that is gone over again, so that those with bounds of their own
-    take two steps a batch.
+    take two steps a batch. max_batches: sampled for one, as `AdvantageGRPOTrainer` does it.
 
     >>> estimator("ngrpo", num_virtual=2).options["epsilon_high"]
     0.24
@@ -79,10 +79,12 @@ def estimator(name: str, **options: Any) -> PolicyMethod:
     from scoredraw.rl.group_advantages import GROUP_METHODS, GroupAdvantage
 
     credit = GroupAdvantage(name, **options)
+    require(max_batches >= 1, "max_batches", max_batches, "1 or more")
     settings = GROUP_METHODS[name].trl_options()
     if settings["epsilon"] != 0.2 or settings["epsilon_high"] != 0.2:
         settings["num_iterations"] = 2
-    return PolicyMethod(lambda _: credit, settings)
+    sampling = {"max_batches": max_batches} if max_batches > 1 else {}
+    return PolicyMethod(lambda _: credit, settings, trainer_options=lambda _: sampling)
 
 
 @group_method
@@ -98,15 +100,21 @@ def rloo(**options: Any) -> PolicyMethod:
 
 
 @group_method
-def dapo(**options: Any) -> PolicyMethod:
-    """A higher clip for good answers; groups of one mind are left out."""
-    return estimator("dapo", **options)
+def dapo(max_batches: int = 10, **options: Any) -> PolicyMethod:
+    """A higher clip for good answers; other problems in place of groups of one mind.
+
+    max_batches: sampled at most for a full one; with 1 such groups are left out.
+    """
+    return estimator("dapo", max_batches, **options)
 
 
 @group_method
-def ngrpo(**options: Any) -> PolicyMethod:
-    """As if one more answer with the highest reward had been sampled; see `group_advantages`."""
-    return estimator("ngrpo", **options)
+def ngrpo(max_batches: int = 1, **options: Any) -> PolicyMethod:
+    """As if one more answer with the highest reward had been sampled; see `group_advantages`.
+
+    max_batches: sampled at most where groups are all right, as in "dapo".
+    """
+    return estimator("ngrpo", max_batches, **options)
 
 
 @group_method

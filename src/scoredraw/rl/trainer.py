@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
 from scoredraw.errors import require
+from scoredraw.rl.dynamic_sampling import Answers, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +58,25 @@ class AdvantageGRPOTrainer(GRPOTrainer):
     with a mask (B,) of the answers to train on (the others' tokens count nowhere). An answer
     without a reward gets 0 whatever comes, unless advantage_fn has an attribute `needs_reward`
     that is false. Raises InputError for another shape and for NaN.
-    Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage, and
-    the numbers by name in an attribute `statistics` of advantage_fn, if it has one.
+    max_batches: where groups have no advantage, other prompts are sampled in their place, a batch
+    at a time, up to so many (DAPO's dynamic sampling, 10 there); dead groups stay in what is still
+    not full. Needs a data set with rows by number, texts, and whole groups in a process; which
+    prompts come, seed and step decide.
+    Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage,
+    with max_batches also `generation_batches`, how many it took, and the numbers by name in an
+    attribute `statistics` of advantage_fn, if it has one.
     """
 
     _tag_names = ("trl", "grpo", "scoredraw")
 
     def __init__(
-        self, *args: Any, advantage_fn: AdvantageFunction | None = None, **options: Any
-    ) -> None:
-        self.advantage_fn = advantage_fn
+        self, *args: Any, advantage_fn: AdvantageFunction | None = None, max_batches: int = 1,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        require(max_batches >= 1, "max_batches", max_batches, "1 or more")
+        known = max_batches == 1 or advantage_fn is not None
+        require(known, "max_batches", max_batches, "1 without an advantage_fn")
+        self.advantage_fn, self.max_batches = advantage_fn, max_batches
         self._rewards: Tensor | None = None
         self._rewarded: dict[str, list[Any]] = {}
         super().__init__(*args, **options)
@@ -83,17 +94,18 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         output = cast(dict[str, Any], super()._generate_and_score_completions(inputs))
         if self.advantage_fn is None:
             return output
+        mode = "train" if self.model.training else "eval"
+        if self.max_batches > 1 and mode == "train":
+            output = self._refilled(inputs, output)
         rollouts = self._rollouts(output)
         advantages, keep = self._advantages(rollouts)
-        dead = _all_zero(advantages, rollouts.group_ids)
-        mode = "train" if self.model.training else "eval"
+        dead = 1 - float(_living(advantages, keep, rollouts).mean(dtype=torch.float64))
         told = getattr(self.advantage_fn, "statistics", {})
         for name, value in {"frac_dead_groups": dead, **told}.items():
             self._metrics[mode][name].append(value)
         each = advantages if advantages.ndim == 1 else _token_mean(advantages, rollouts.mask)
         self._logs["advantages"].extend(each.tolist())  # TRL's own fall out of the bounded log
-        B = len(output["completion_ids"])
-        mine = slice(self.accelerator.process_index * B, (self.accelerator.process_index + 1) * B)
+        mine = self._own(len(output["completion_ids"]))
         if advantages.ndim == 2:
             advantages = advantages[:, : output["completion_ids"].shape[1]]
         output["advantages"] = advantages[mine].contiguous()
@@ -101,9 +113,59 @@ class AdvantageGRPOTrainer(GRPOTrainer):
             output["completion_mask"] = output["completion_mask"] * keep[mine, None].to(
                 output["completion_mask"].dtype
             )
-            tokens = output["completion_mask"] * output.get("tool_mask", 1)
-            output["num_items_in_batch"] = gather(tokens.sum()).sum()
+        tokens = output["completion_mask"] * output.get("tool_mask", 1)
+        output["num_items_in_batch"] = gather(tokens.sum()).sum()
         return output
+
+    def _refilled(self, inputs: list[Any], output: dict[str, Any]) -> dict[str, Any]:
+        """The batch with other prompts in place of groups without any advantage."""
+        B, G = len(inputs), self.num_generations
+        require(B % G == 0, "max_batches", f"{B} answers a process", f"whole groups of {G}")
+        parts: list[Answers] = []
+        for turn in range(self.max_batches):
+            if turn:
+                others = self._other_prompts(B // G, turn)
+                output = super()._generate_and_score_completions(others)
+            rewards = cast(Tensor, self._rewards)[self._own(B)]
+            found = Answers.of_batch(output, rewards, self._rewarded)
+            rollouts = self._rollouts(output)
+            alive = _living(*self._advantages(rollouts), rollouts).repeat_interleave(G)
+            alive = alive[self._own(B)]
+            if not turn:
+                dead = found.rows((~alive).nonzero()[:, 0])
+            parts.append(found.rows(alive.nonzero()[:, 0]))
+            lacking = torch.tensor(B - sum(map(len, parts)), device=alive.device)
+            if int(gather(lacking).max()) <= 0:
+                break
+        full = joined([*parts, dead], self.generation_config.pad_token_id)
+        full = full.rows(torch.arange(B, device=alive.device))
+        self._rewards, self._rewarded = gather(full.rewards), full.columns
+        self._metrics["train"]["generation_batches"].append(turn + 1)
+        self._log_answers()
+        return dict(full.tensors)
+
+    def _other_prompts(self, count: int, turn: int) -> list[Any]:
+        """Rows for the answers to `count` prompts of this process."""
+        random = np.random.default_rng([self.args.seed, self.state.global_step])
+        order = random.permutation(len(self.train_dataset))
+        here, together = self.accelerator.process_index, count * self.accelerator.num_processes
+        places = (turn - 1) * together + here * count + np.arange(count)
+        rows = order[places % len(order)].repeat(self.num_generations)
+        return [self.train_dataset[int(i)] for i in rows]
+
+    def _log_answers(self) -> None:
+        """In TRL's table of completions: the full batch, in place of the last one sampled."""
+        rewards = cast(Tensor, self._rewards)
+        for name in ("prompt", "completion"):
+            self._logs[name].extend(gather_object(self._rewarded[name]))
+        for i, name in enumerate(self.reward_func_names):
+            self._logs["rewards"][name].extend(rewards[:, i].tolist())
+        self._logs["extra"].clear()  # of the last batch alone
+
+    def _own(self, rows: int) -> slice:
+        """This process's rows of what is there for all."""
+        here = self.accelerator.process_index
+        return slice(here * rows, (here + 1) * rows)
 
     def _rollouts(self, output: dict[str, Any]) -> Rollouts:
         rewards = cast(Tensor, self._rewards)
@@ -152,8 +214,8 @@ def _token_mean(advantages: Tensor, mask: Tensor) -> Tensor:
     return (advantages * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def _all_zero(advantages: Tensor, group_ids: Tensor) -> float:
-    """The share of groups in which every advantage is 0."""
+def _living(advantages: Tensor, keep: Tensor | None, rollouts: Rollouts) -> Tensor:
+    """(P,) bool: the groups in which some answer has an advantage and is trained on."""
     alive = (advantages != 0).reshape(len(advantages), -1).any(dim=1)
-    groups = int(group_ids.max()) + 1
-    return 1 - len(group_ids[alive].unique()) / groups
+    alive = alive if keep is None else alive & keep.to(alive.device)
+    return alive.reshape(-1, rollouts.num_generations).any(dim=1)
