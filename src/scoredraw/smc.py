@@ -32,14 +32,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scoredraw import resampling_points as line
 from scoredraw.arrays import is_tensor, on_host
 from scoredraw.errors import InputError, require
 from scoredraw.uniforms import generator
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
-
-NEARLY = 1e-12  # a count this close below a whole number is that number
 
 
 def probabilities(log_weights: Any) -> Any:
@@ -96,17 +95,19 @@ def resample(
 
     log_weights: (N,). scheme: one of `SCHEMES`. rng: a seed, a NumPy `Generator`, a
     `torch.Generator` (which gives a seed) or None. With equal weights stratified, systematic and
-    residual keep everyone once. Ids are in rising order. O(N + size). Raises InputError as
-    `probabilities`, for an unknown scheme and a size below 1.
+    residual keep everyone once. Ids are in rising order; numba, if installed, only makes many of
+    them faster. O(N + size). Raises InputError as `probabilities`, for an unknown scheme and a size
+    below 1.
 
     >>> resample(np.log([0.5, 0.25, 0.25]), "residual", rng=0, size=4).tolist()
     [0, 0, 1, 2]
     """
     require(scheme in SCHEMES, "scheme", repr(scheme), f"one of {', '.join(SCHEMES)}")
-    w, _ = _weights(log_weights)
-    count = len(w) if size is None else size
+    a, top = _numbers(log_weights)
+    count = len(a) if size is None else size
     require(count >= 1, "size", count, "1 or more")
-    return _back(SCHEMES[scheme](w, count, _numpy_generator(rng)), log_weights)
+    ids = SCHEMES[scheme](line.weights(a, top), count, _numpy_generator(rng))
+    return _back(ids, log_weights)
 
 
 def systematic_ids(p: Any, offset: float, size: int | None = None, *, least: float = 0.0) -> Int:
@@ -120,69 +121,25 @@ def systematic_ids(p: Any, offset: float, size: int | None = None, *, least: flo
     """
     q = np.asarray(p, np.float64)
     count = len(q) if size is None else size
-    lifted = np.minimum(np.cumsum(np.maximum(q, least)) * count, count)
+    ends = np.cumsum(np.maximum(q, least))
+    ends = np.minimum(ends / (1.0 if least else ends[-1]) * count, count)
     first = int(offset * count)
-    ids = _comb(lifted if least > 0 else _levels(q, count), offset * count - first)
+    ids = line.repeated(line.before_comb(ends, offset * count - first), count)
     return np.roll(ids, -first)
-
-
-def _systematic(w: Float, size: int, rng: np.random.Generator) -> Int:
-    return _comb(_levels(w, size), rng.random())
-
-
-def _stratified(w: Float, size: int, rng: np.random.Generator) -> Int:
-    u, levels = np.append(rng.random(size), 1.0), _levels(w, size)
-    cell = levels.astype(np.int64)
-    levels -= cell
-    return _repeat(cell + (u[cell] < levels))
-
-
-def _multinomial(w: Float, size: int, rng: np.random.Generator) -> Int:
-    return _repeat(np.searchsorted(np.sort(rng.random(size)), _levels(w, 1)))
-
-
-def _residual(w: Float, size: int, rng: np.random.Generator) -> Int:
-    expected = w * (size / w.sum())
-    copies = np.floor(expected * (1 + NEARLY)).astype(np.int64)
-    if rest := size - int(copies.sum()):
-        more = _systematic(np.maximum(expected - copies, 0.0), rest, rng)
-        copies += np.bincount(more, minlength=len(w))
-    return _repeat(np.cumsum(copies))
 
 
 def _sobol(w: Float, size: int, rng: np.random.Generator) -> Int:
     from scipy.stats import qmc
 
     points = qmc.Sobol(1, rng=rng).random_base2((size - 1).bit_length())[:size, 0]
-    return _repeat(np.searchsorted(np.sort(points), _levels(w, 1)))
-
-
-def _levels(w: Float, size: int) -> Float:
-    """Where each particle's stretch of the line from 0 to `size` ends; the last one's there."""
-    levels = np.cumsum(w)
-    levels /= levels[-1]
-    levels *= size
-    return levels
-
-
-def _comb(levels: Float, offset: float) -> Int:
-    """Ids that the points offset, offset + 1, ... fall on."""
-    levels -= offset
-    return _repeat(np.ceil(levels, out=levels).astype(np.int64))
-
-
-def _repeat(below: Int) -> Int:
-    """Ids, from how many points lie before the end of each particle's stretch."""
-    size = int(below[-1])
-    ends = np.bincount(below[:-1], minlength=size + 1)[:size]  # stretches that end before a point
-    return np.cumsum(ends, out=ends)
+    return line.fallen(np.sort(points), w, 1.0)
 
 
 SCHEMES: dict[str, Callable[[Float, int, np.random.Generator], Int]] = {
-    "multinomial": _multinomial,
-    "stratified": _stratified,
-    "systematic": _systematic,
-    "residual": _residual,
+    "multinomial": line.independent,
+    "stratified": line.strata,
+    "systematic": line.comb,
+    "residual": line.copies_and_comb,
     "sobol": _sobol,
 }
 
@@ -264,6 +221,13 @@ class BirthDeath:
 
 def _weights(log_weights: Any) -> tuple[Float, float]:
     """exp(a - max a) and max a, in float64."""
+    a, top = _numbers(log_weights)
+    w = a - top
+    return np.exp(w, out=w), top
+
+
+def _numbers(log_weights: Any) -> tuple[Float, float]:
+    """The log-weights in float64, and the highest."""
     a = np.asarray(on_host(log_weights), np.float64)
     require(a.ndim == 1 and a.size >= 1, "log_weights", a.shape, "(N,), N >= 1")
     top = float(a.max())
@@ -271,8 +235,7 @@ def _weights(log_weights: Any) -> tuple[Float, float]:
         require(top != -np.inf, "log_weights", "-inf throughout", "a particle with weight")
         bad = np.flatnonzero(np.isnan(a) | (a == np.inf))[0]
         raise InputError(f"log_weights: got {a[bad]} at {bad}, want numbers or -inf")
-    w = a - top
-    return np.exp(w, out=w), top
+    return a, top
 
 
 def _back(values: Any, like: Any) -> Any:

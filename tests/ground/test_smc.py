@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoredraw import smc
+from scoredraw import resampling_points, smc
 from scoredraw.errors import InputError
 
 WEIGHTS = np.log([0.05, 0.3, 0.2, 0.0625, 0.3875])
@@ -61,6 +63,48 @@ def test_counts_are_unbiased(scheme) -> None:
 def test_equal_weights_keep_everyone_once(scheme, n) -> None:
     for seed in range(20):
         assert smc.resample(np.full(n, -3.0), scheme, seed).tolist() == list(range(n))
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("scheme", smc.SCHEMES)
+@given(a=weights, size=st.integers(1, 100), seed=st.integers(0, 9))
+def test_compiled_code_gives_the_same_ids(scheme, a, size, seed) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    found = []
+    for least in (1, 1 << 60):
+        with mock.patch.object(resampling_points, "LARGE", least):
+            found.append(smc.resample(a, scheme, seed, size=size).tolist())
+    assert found[0] == found[1]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("scheme", smc.SCHEMES)
+def test_many_particles(scheme) -> None:
+    """200,003, a third of them dead: the same with and without compiled code, in both threads."""
+    pytest.importorskip("numba", reason="numba is not installed")
+    rng = np.random.default_rng(1)
+    a = np.where(rng.random(200_003) < 1 / 3, -np.inf, 3 * rng.normal(size=200_003))
+    ids = smc.resample(a, scheme, 5)
+    with mock.patch.object(resampling_points, "kernels", return_value=None):
+        assert np.array_equal(smc.resample(a, scheme, 5), ids)
+    p = smc.probabilities(a)
+    spread = np.bincount(ids, minlength=len(a)) - len(a) * p
+    assert np.abs(np.cumsum(spread)).max() < 4 * np.sqrt(len(a))
+    assert p[ids].min() > 0
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("offset", [0.0, 0.5, 1 - 2**-52])
+def test_offsets_at_the_ends_of_a_cell(offset) -> None:
+    """A comb whose last point is next to the end still has a particle for it."""
+
+    class Fixed:
+        def random(self) -> float:
+            return offset
+
+    n = 10_000
+    ids = resampling_points.comb(resampling_points.weights(np.zeros(n), 0.0), n, Fixed())
+    assert ids.tolist() == list(range(n))
 
 
 @pytest.mark.oracle
