@@ -13,6 +13,7 @@ pytest.importorskip("trl")
 from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.papers import filler_study as fs  # noqa: E402
+from scoredraw.papers.column_sums import additions  # noqa: E402
 from scoredraw.papers.small_policy import shipped_problems  # noqa: E402
 from scoredraw.papers.studies import Record  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
@@ -71,6 +72,46 @@ def test_the_sum_pays_for_filler_and_the_minimum_does_not() -> None:
     assert (wrong, cut) == ([-0.9, -0.9], [0.4, -0.5])
 
 
+def test_columns_are_due_in_their_order() -> None:
+    (row,) = [row for row in additions(2000) if row["answer"] == "1000"][:1]
+    lines = row["target"].splitlines()
+    a, b = (int(word) for word in row["prompt"].split() if word.isdigit())
+    assert a + b == 1000
+    assert [int(line[0]) for line in lines[:3]] == [a % 10, a // 10 % 10, a // 100]
+    first, second, third, end = lines
+
+    def scores(*said: str) -> list[float]:
+        settings = fs.ColumnSettings()
+        return fs.flawed_scores([row["prompt"]], [said], ["1000"], settings)[0]
+
+    assert scores(*lines) == [0.4, 0.4, 0.4, 0.9]
+    assert scores(first, "hm", second, "0+0=0", third, end) == [0.4, 0.8, 0.4, -0.9, 0.4, 0.9]
+    assert scores(second, first) == [-0.9, 0.4]  # too early, as "0+0=0" is
+    assert scores(first, first) == [0.4, -0.9]
+    assert scores(end) == [0.9]
+    assert scores("#1") == [-0.9]
+
+
+def test_no_problem_is_in_two_parts() -> None:
+    settings = fs.ColumnSettings()
+    taught, spared, tested = settings.parts()
+    shown, _ = settings.shown()
+    assert (len(spared), len(tested)) == (settings.spared, settings.tested)
+    prompts = [row["prompt"] for rows in (taught, spared, tested, shown) for row in rows]
+    assert len(set(prompts)) == len(prompts) > 19_000
+    assert len(taught) == fs.APART - settings.spared - settings.tested
+    assert max(len(row["target"]) for row in fs.filled(shown)) <= settings.max_tokens
+
+
+@pytest.mark.parametrize("name", ["softmin", "sum_outcome"])
+def test_columns_are_learnt_by_their_own_scores(name: str, settings: fs.Settings) -> None:
+    options = {k: getattr(settings, k) for k in ("model", "steps", "prompts", "generations")}
+    record = fs.run_arm(name, 1e-3, 0, settings=fs.ColumnSettings(
+        **options, max_tokens=6, spared=3, tested=3, samples=2,
+    ))  # fmt: skip
+    assert set(record) == {*fs.MEASURES, "seconds"}
+
+
 def test_what_sft_shows_is_filled_now_and_then() -> None:
     rows = shipped_problems("train", [fs.FAMILY])
     made = fs.filled(rows)
@@ -85,13 +126,15 @@ def test_what_sft_shows_is_filled_now_and_then() -> None:
 
 def test_claims_can_fail(settings: fs.Settings, made_up: dict[str, tuple[float, float]]) -> None:
     report = Report(paper=48, scale="study", seed=1)
-    fs.add_filler_study(report, 1, settings)
+    fs.add_filler_study(report, 1, {"sums": settings})
     assert [claim.verdict for claim in report.claims] == ["holds"] * len(fs.COMPARISONS)
     assert Report.from_json(report.to_json()).to_json() == report.to_json()
     made_up["sum"] = (0.8, 0.1)
     again = Report(paper=48, scale="study", seed=2)
-    fs.add_filler_study(again, 2, settings)
-    failed = {claim.name.partition(", ")[2] for claim in again.claims if claim.verdict == "fails"}
+    fs.add_filler_study(again, 2, {"sums": settings})
+    failed = {
+        claim.name.partition("sums, ")[2] for claim in again.claims if claim.verdict == "fails"
+    }
     assert failed == {
         "fillers liked, right: sum - untrained",
         "fillers liked, filler lines: sum - untrained",
@@ -108,7 +151,7 @@ def test_refusals(settings: fs.Settings) -> None:
 def test_command_line(
     settings: fs.Settings, made_up: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(fs, "Settings", lambda: settings)
+    monkeypatch.setattr(fs, "TASKS", {"sums": settings})
     fs.main(["--arms", "grpo", "--seeds", "1"])
     runs = Journal(tmp_path / "cache" / "filler-study.jsonl").records()
     assert [run["rate"] for run in runs] == [1e-3, 2e-3, 4e-3, 2e-3]

@@ -9,6 +9,9 @@ thinking loop of paper 48, which likes such lines better than work:
     #76          .9    the right answer; -.9: another
     55+2        -.5    cut off, or no line of a sum
 
+So are sums of three digits that are worked out a column a line (`column_sums`), which it has to
+learn first; there work is the next column's line, and any other line of a sum is false.
+
 Arms: softmin and sum of these scores, each with and without the outcome, and TRL's GRPO on the
 outcome alone, with equally many samples, each at its best learning rate: of a small grid, by the
 share of right answers to spared problems with a seed of its own. What is reported is measured on
@@ -22,12 +25,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scoredraw.errors import require
+from scoredraw.papers.column_sums import additions, score_columns
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,
@@ -65,6 +70,8 @@ FAMILY = "chain_sum"
 FILLER, SELDOM = "hm", 0.3  # how often it stands before a line that SFT shows
 LIKED, WORK, RIGHT, WRONG, CUT = 0.8, 0.4, 0.9, -0.9, -0.5
 SFT: dict[str, Any] = {"steps": 60, "batch": 64, "learning_rate": 5e-4}
+COLUMN_SFT: dict[str, Any] = {"steps": 400, "batch": 64, "learning_rate": 1e-3}
+PROBLEMS, APART = 20_000, 300  # of three digits: drawn, and kept from SFT
 
 
 class Arm(NamedTuple):
@@ -86,12 +93,46 @@ OPTIONS = {name: arm.options for name, arm in ARMS.items()}
 TITLES = {UNTRAINED: "untrained", **{name: arm.title for name, arm in ARMS.items()}}
 
 
+Truth = list[list[float | None]]
+Parts = tuple[list[Problem], list[Problem], list[Problem]]
+
+
 @dataclass(frozen=True)
 class Settings(PolicySettings):
     """model: "embedded": the policy that ships after SFT with filled lines."""
 
     max_tokens: int = 64
     rates: tuple[float, ...] = (2.5e-5, 5e-5, 1e-4)
+
+    def shown(self) -> tuple[list[Problem], dict[str, Any]]:
+        """What SFT learns from, lines filled, and how."""
+        return shipped_problems("train", [FAMILY]), SFT
+
+    def parts(self) -> Parts:
+        """To train on, to tune by and to test with."""
+        return dealt_problems([FAMILY], self.spared, self.tested)
+
+    def truth(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]]) -> Truth:
+        """1 for a line of work that is true, -1 for one that is not, None for none."""
+        return score_lines(prompts, steps)
+
+
+@dataclass(frozen=True)
+class ColumnSettings(Settings):
+    """Sums of three digits, a column a line."""
+
+    def shown(self) -> tuple[list[Problem], dict[str, Any]]:
+        return additions(PROBLEMS)[APART:], COLUMN_SFT
+
+    def parts(self) -> Parts:
+        rows, spared = additions(PROBLEMS)[:APART], self.tested + self.spared
+        return rows[spared:], rows[self.tested : spared], rows[: self.tested]
+
+    def truth(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]]) -> Truth:
+        return score_columns(prompts, steps)
+
+
+TASKS = {"sums": Settings(), "three digits": ColumnSettings()}
 
 
 # ── problems and scores ─────────────────────────────────────────────────────────────────────────
@@ -110,14 +151,15 @@ def filled(rows: Sequence[Problem], seed: int = 0) -> list[Problem]:
 
 
 def flawed_scores(
-    prompts: Sequence[Any], steps: Sequence[Sequence[str]], answer: Sequence[str], **_: Any
-) -> list[list[float]]:
+    prompts: Sequence[Any], steps: Sequence[Sequence[str]], answer: Sequence[str],
+    settings: Settings = TASKS["sums"], **_: Any,
+) -> list[list[float]]:  # fmt: skip
     """The process reward, a score a line.
 
     >>> flawed_scores(["?"], [["4-1=3", "hm", "3+2=6", "#5", "4-"]], ["5"])
     [[0.4, 0.8, -0.9, 0.9, -0.5]]
     """
-    truth = score_lines(prompts, steps)
+    truth = settings.truth(prompts, steps)
     rows = zip(steps, truth, answer, strict=True)
     return [[_score(*step, gold) for step in zip(lines, found, strict=True)]
             for lines, found, gold in rows]  # fmt: skip
@@ -131,11 +173,12 @@ def _score(line: str, true: float | None, gold: str) -> float:
     return CUT if true is None else WORK if true > 0 else WRONG
 
 
-def base_policy(settings: PolicySettings) -> str:
+def base_policy(settings: Settings) -> str:
     """The folder of the policy that training starts from; taught now, if it is not yet."""
     if settings.model != EMBEDDED:
         return settings.model
-    return str(fine_tuned(filled(shipped_problems("train", [FAMILY])), **SFT))
+    rows, how = settings.shown()
+    return str(fine_tuned(filled(rows), **how))
 
 
 # ── a run ───────────────────────────────────────────────────────────────────────────────────────
@@ -151,21 +194,21 @@ def run_arm(
     """
     require(name in TITLES, "name", repr(name), f"one of {', '.join(TITLES)}")
     begun = time.process_time()
-    taught, spared, tested = dealt_problems([FAMILY], settings.spared, settings.tested)
+    taught, spared, tested = settings.parts()
     rows = spared if tuning else tested
     if name == UNTRAINED:
         with one_thread():
             return measured(settings.model, rows, seed, settings)
     with trained(
-        taught, settings, method_of(name), name=name, rate=rate, seed=seed, tell=tell
+        taught, settings, method_of(name, settings), name=name, rate=rate, seed=seed, tell=tell
     ) as run:
         found = measured(trained_model(run), rows, seed, settings)
     return {**found, "seconds": time.process_time() - begun}
 
 
-def method_of(name: str) -> PolicyMethod:
+def method_of(name: str, settings: Settings) -> PolicyMethod:
     options = ARMS[name].options
-    return grpo() if options is None else pure(flawed_scores, **options)
+    return grpo() if options is None else pure(partial(flawed_scores, settings=settings), **options)
 
 
 def measured(model: str, rows: Sequence[Problem], seed: int, settings: Settings) -> Record:
@@ -173,7 +216,7 @@ def measured(model: str, rows: Sequence[Problem], seed: int, settings: Settings)
     asked, texts = sampled_texts(model, rows, seed, settings)
     lines = [text.splitlines() for text in texts]
     gold = [row["answer"] for row in asked]
-    scores = flawed_scores([row["prompt"] for row in asked], lines, gold)
+    scores = flawed_scores([row["prompt"] for row in asked], lines, gold, settings)
     found: dict[str, list[float]] = {
         "right": right_answer(texts, gold),
         "filler lines": [[line.strip() for line in some].count(FILLER) for some in lines],
@@ -221,11 +264,18 @@ def plan_of(settings: Settings) -> StudyPlan:
 
 
 def add_filler_study(
-    report: Report, rng: int, settings: Settings | None = None, progress: Progress | None = None
-) -> None:
+    report: Report, rng: int, tasks: dict[str, Settings] | None = None,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
     """Run what the journal lacks, and judge."""
-    settings = settings or Settings()
-    plan, about = plan_of(settings), "Language model, fillers liked"
+    for task, settings in (TASKS if tasks is None else tasks).items():
+        add_task(report, rng, f"Language model, {task}, fillers liked", settings, progress)
+
+
+def add_task(
+    report: Report, rng: int, about: str, settings: Settings, progress: Progress | None
+) -> None:
+    plan = plan_of(settings)
     records = judge(report, about, plan, COMPARISONS, rng, progress)
     note = (
         f"{settings.tested} problems, {settings.samples} answers to each; {settings.seeds} seeds. "
@@ -242,7 +292,7 @@ def add_filler_study(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of the study."""
-    study_command(plan_of, {"sums": Settings()}, arguments)
+    study_command(plan_of, TASKS, arguments)
 
 
 if __name__ == "__main__":

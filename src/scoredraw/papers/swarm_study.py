@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from scoredraw.errors import require
+from scoredraw.papers.filler_study import Settings as Spoiling
 from scoredraw.papers.filler_study import base_policy
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
@@ -240,8 +241,9 @@ ABOUT = "Language models"
 
 
 def plan_of(settings: Settings) -> StudyPlan:
+    spoilt = base_policy(Spoiling(model=settings.model))
     return policy_plan(
-        "swarm-study", TITLES, run_arm, settings, base=base_policy(settings), options=OPTIONS,
+        "swarm-study", TITLES, run_arm, settings, base=spoilt, options=OPTIONS,
         quality=mean_reward, measures=MEASURES,
     )  # fmt: skip
 
