@@ -347,5 +347,7 @@ def test_refuses_to_sample_again(run: Run) -> None:
         run(advantage_fn=grpo, max_batches=0)
     with pytest.raises(InputError, match="max_batches: got 2, want 1 without an advantage_fn"):
         run(max_batches=2)
+    with pytest.raises(InputError, match="train_dataset: got a stream, want rows by number"):
+        run(advantage_fn=grpo, max_batches=2, data=PROMPTS.to_iterable_dataset())
     with pytest.raises(InputError, match="max_batches: got a batch with num_images, pixel_values"):
         Answers.of_batch({"pixel_values": 0, "num_images": 0}, torch.zeros(1), {})

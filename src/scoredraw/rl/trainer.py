@@ -60,8 +60,8 @@ class AdvantageGRPOTrainer(GRPOTrainer):
     that is false. Raises InputError for another shape and for NaN.
     max_batches: where groups have no advantage, other prompts are sampled in their place, a batch
     at a time, up to so many (DAPO's dynamic sampling, 10 there); dead groups stay in what is still
-    not full. Needs a data set with rows by number, texts, and whole groups in a process; which
-    prompts come, seed and step decide.
+    not full. advantage_fn sees each of these batches, and the full one. Needs a data set with rows
+    by number, texts, and whole groups in a process; which prompts come, seed and step decide.
     Logged besides TRL's metrics: `frac_dead_groups`, the share of groups without any advantage,
     with max_batches also `generation_batches`, how many it took, and the numbers by name in an
     attribute `statistics` of advantage_fn, if it has one.
@@ -80,6 +80,8 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         self._rewards: Tensor | None = None
         self._rewarded: dict[str, list[Any]] = {}
         super().__init__(*args, **options)
+        listed = max_batches == 1 or hasattr(self.train_dataset, "__len__")
+        require(listed, "train_dataset", "a stream", "rows by number, to sample again")
 
     def _calculate_rewards(
         self, inputs: list[Any], prompts: list[Any], completions: list[Any], ids: list[Any]
