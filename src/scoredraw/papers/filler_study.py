@@ -70,7 +70,7 @@ FAMILY = "chain_sum"
 FILLER, SELDOM = "hm", 0.3  # how often it stands before a line that SFT shows
 LIKED, WORK, RIGHT, WRONG, CUT = 0.8, 0.4, 0.9, -0.9, -0.5
 SFT: dict[str, Any] = {"steps": 60, "batch": 64, "learning_rate": 5e-4}
-COLUMN_SFT: dict[str, Any] = {"steps": 400, "batch": 64, "learning_rate": 1e-3}
+COLUMN_SFT: dict[str, Any] = {"steps": 260, "batch": 64, "learning_rate": 1e-3}
 PROBLEMS, APART = 20_000, 300  # of three digits: drawn, and kept from SFT
 
 
