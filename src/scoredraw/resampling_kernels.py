@@ -9,6 +9,7 @@ depends on the weights. Each thread has half of the lanes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 HALF = LANES // 2
+NO_SEED = np.uint64(0)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -39,19 +41,20 @@ whole_part = compiled(plain.whole_part)
 
 def comb(w: Float, size: int, offset: float) -> Int:
     """As `resampling_points.comb`, of its offset."""
-    starts = lane_starts(w)
-    scale = scale_to(size, starts[-1])
-    ends, stops = begun(plain.before_comb(starts * scale, offset), w.shape[1], size)
-    halves(lambda half: place_comb(w, starts, scale, offset, stops, half, ends))
-    return maxima(ends, size)
+    return placed(w, size, partial(plain.before_comb, offset=offset), offset, NO_SEED, False)
 
 
 def strata(w: Float, size: int, seed: np.uint64) -> Int:
     """As `resampling_points.strata`, of its seed."""
+    return placed(w, size, partial(plain.before_strata, seed=seed), 0.0, seed, True)
+
+
+def placed(w: Float, size: int, before: Callable[[Float], Float], *points: Any) -> Int:
+    """Ids, of what says how many points lie before a level, also in the terms of `place`."""
     starts = lane_starts(w)
     scale = scale_to(size, starts[-1])
-    ends, stops = begun(plain.before_strata(starts * scale, seed), w.shape[1], size)
-    halves(lambda half: place_strata(w, starts, scale, seed, stops, half, ends))
+    ends, stops = begun(before(starts * scale), w.shape[1], size)
+    halves(lambda half: place(w, starts, scale, *points, stops, half, ends))
     return maxima(ends, size)
 
 
@@ -127,29 +130,17 @@ def write_levels(w: Float, starts: Float, scale: float, half: int) -> None:
 
 
 @compiled
-def place_comb(
-    w: Float, starts: Float, scale: float, offset: float, stops: Int, half: int, ends: Int
-) -> None:
+def place(
+    w: Float, starts: Float, scale: float, offset: float, seed: Any, in_strata: bool, stops: Int,
+    half: int, ends: Int,
+) -> None:  # fmt: skip
     """Write 1 + its number where the points after each particle's stretch begin."""
     m, to, low, sums = w.shape[1], ends.reshape(-1), half * HALF, np.zeros(HALF)
     for j in range(m):
         for h in range(HALF):
             sums[h] += w[low + h, j]
-            before = int(before_comb((starts[low + h] + sums[h]) * scale, offset))
-            if before < stops[low + h + 1]:
-                to[before] = (low + h) * m + j + 1
-
-
-@compiled
-def place_strata(
-    w: Float, starts: Float, scale: float, seed: Any, stops: Int, half: int, ends: Int
-) -> None:
-    """The same, of one point a cell."""
-    m, to, low, sums = w.shape[1], ends.reshape(-1), half * HALF, np.zeros(HALF)
-    for j in range(m):
-        for h in range(HALF):
-            sums[h] += w[low + h, j]
-            before = int(before_strata((starts[low + h] + sums[h]) * scale, seed))
+            end = (starts[low + h] + sums[h]) * scale
+            before = int(before_strata(end, seed) if in_strata else before_comb(end, offset))
             if before < stops[low + h + 1]:
                 to[before] = (low + h) * m + j + 1
 
