@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ HALF = LANES // 2
 NO_SEED = np.uint64(0)
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """By numba; kept on disk where that can be written to."""
+def compiled(function: Callable[..., Any], **names: Any) -> Any:
+    """By numba; kept on disk where that can be written to. names: what it calls, compiled."""
+    if names:
+        function = FunctionType(function.__code__, function.__globals__ | names)
     try:
         return njit(function, nogil=True, error_model="numpy", cache=True)
     except RuntimeError:
@@ -35,7 +38,8 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 before_comb = compiled(plain.before_comb)
-before_strata = compiled(plain.before_strata)
+uniform = compiled(plain.uniform)
+before_strata = compiled(plain.before_strata, uniform=uniform)
 whole_part = compiled(plain.whole_part)
 
 
@@ -106,6 +110,13 @@ def begun(before: Float, m: int, size: int) -> tuple[Int, Int]:
     for lane in range(LANES):
         ends.reshape(-1)[stops[lane]] = lane * m
     return ends, stops
+
+
+@compiled
+def write_uniforms(seed: Any, first: int, out: Float) -> None:
+    """`uniform` first, first + 1, ..."""
+    for i in range(len(out)):
+        out[i] = uniform(seed, np.uint64(first + i))
 
 
 @compiled

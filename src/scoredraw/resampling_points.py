@@ -29,7 +29,6 @@ Int = NDArray[np.int64]
 LANES = 8
 NEARLY = 1e-12  # a count this close below a whole number is that number
 LARGE = 1 << 17  # particles or points from which on compiled code is worth loading
-BLOCK = 1 << 16  # gaps from one generator
 
 
 def comb(w: Float, size: int, rng: np.random.Generator) -> Int:
@@ -88,13 +87,17 @@ def before_comb(level: Any, offset: float) -> Any:
 
 
 def before_strata(level: Any, seed: np.uint64) -> Any:
-    """How many of the points k + u_k do, u_k of word k of SplitMix64 (Steele et al. 2014)."""
+    """How many of the points k + u_k do, u_k being `uniform` k."""
     cell = np.floor(level)
-    x = seed + np.uint64(cell) * np.uint64(0x9E3779B97F4A7C15)
+    return cell + (uniform(seed, np.uint64(cell)) < level - cell)
+
+
+def uniform(seed: np.uint64, k: Any) -> Any:
+    """Of word k of SplitMix64 the top 53 bits, in [0, 1). Steele, Lea and Flood 2014."""
+    x = seed + k * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    u = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
-    return cell + (u < level - cell)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 def whole_part(expected: Any) -> Any:
@@ -157,15 +160,19 @@ def repeated(before: Float, size: int) -> Int:
 
 
 def exponentials(n: int, rng: np.random.Generator) -> Float:
-    """n exponential numbers in lanes, from a generator a BLOCK, so that threads can share them."""
-    lanes = in_lanes(n)
-    flat = lanes.reshape(-1)[:n]
-    seeds = rng.integers(1 << 64, size=-(-n // BLOCK), dtype=np.uint64)
+    """n exponential numbers in lanes, - log(1 - u_k)."""
+    seed, lanes = rng.integers(1 << 64, dtype=np.uint64), in_lanes(n)
+    flat, half_n = lanes.reshape(-1)[:n], n // 2
 
     def draw(half: int) -> None:
-        for b in range(half, len(seeds), 2):
-            source = np.random.Generator(np.random.SFC64(int(seeds[b])))
-            source.standard_exponential(out=flat[b * BLOCK : (b + 1) * BLOCK])
+        first, part = half * half_n, flat[half_n:] if half else flat[:half_n]
+        if (fast := kernels(n)) is not None:
+            fast.write_uniforms(seed, first, part)
+        else:
+            part[:] = uniform(seed, np.arange(first, first + len(part), dtype=np.uint64))
+        np.subtract(1.0, part, out=part)
+        np.log(part, out=part)
+        np.negative(part, out=part)
 
     halves(draw, n)
     return lanes
