@@ -147,7 +147,7 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         return dict(full.tensors)
 
     def _other_prompts(self, count: int, turn: int) -> list[Any]:
-        """Rows for the answers to `count` prompts of this process."""
+        """Rows for the answers to `count` prompts of this process, some perhaps of the batch."""
         random = np.random.default_rng([self.args.seed, self.state.global_step])
         order = random.permutation(len(self.train_dataset))
         here, together = self.accelerator.process_index, count * self.accelerator.num_processes
