@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scoredraw import resampling_points as plain
 from scoredraw.resampling_points import LANES, halves, scale_to
+from scoredraw.uniforms import mix
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -38,7 +39,7 @@ def compiled(function: Callable[..., Any], **names: Any) -> Any:
 
 
 before_comb = compiled(plain.before_comb)
-uniform = compiled(plain.uniform)
+uniform = compiled(plain.uniform, mix=compiled(mix))
 before_strata = compiled(plain.before_strata, uniform=uniform)
 whole_part = compiled(plain.whole_part)
 

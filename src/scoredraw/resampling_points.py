@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scoredraw.uniforms import mix
+
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
@@ -94,10 +96,7 @@ def before_strata(level: Any, seed: np.uint64) -> Any:
 
 def uniform(seed: np.uint64, k: Any) -> Any:
     """Of word k of SplitMix64 the top 53 bits, in [0, 1). Steele, Lea and Flood 2014."""
-    x = seed + k * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return (mix(seed + k * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)) * 2.0**-53
 
 
 def whole_part(expected: Any) -> Any:

@@ -117,7 +117,7 @@ def hash_ids(values: Any) -> UInt:
     if not len(column):
         return np.zeros(0, np.uint64)
     if pa.types.is_integer(column.type):
-        return _mix(column.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64))
+        return mix(column.to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64))
     try:
         binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
         text = (column if binary else column.cast(pa.large_string())).cast(pa.large_binary())
@@ -126,7 +126,7 @@ def hash_ids(values: Any) -> UInt:
     offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
     data = text.buffers()[2]
     bytes_ = np.frombuffer(data, np.uint8)[: offsets[-1]] if data else np.zeros(0, np.uint8)
-    table = _mix(np.arange(1, 257, dtype=np.uint64))
+    table = mix(np.arange(1, 257, dtype=np.uint64))
     base = 0x9E3779B97F4A7C15
     powers = np.full(len(bytes_) + 1, base, np.uint64)
     powers[0] = 1
@@ -138,7 +138,7 @@ def hash_ids(values: Any) -> UInt:
     inverse = np.cumprod(inverse)
     start, stop = offsets[:-1], offsets[1:]
     polynomial = (prefix[stop] - prefix[start]) * inverse[start]
-    return _mix(polynomial + _mix((stop - start).astype(np.uint64)))
+    return mix(polynomial + mix((stop - start).astype(np.uint64)))
 
 
 def _stream(name: str) -> int:
@@ -152,7 +152,7 @@ def _unit(words: UInt) -> Float:
     return unit
 
 
-def _mix(x: UInt) -> UInt:
+def mix(x: UInt) -> UInt:
     """The finaliser of SplitMix64: a bijection of the 64-bit words."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
