@@ -6,7 +6,8 @@ less the group's mean over its deviation + 1e-4, the smaller of two products, th
 type, backward to the log-probabilities, and the share of tokens outside the clip, which both sides
 return. TRL's other metrics are left out. Both get the same log-probabilities, rewards and mask
 (int64, as TRL's), so no (B, T, V) is among the inputs; the limits say that none is made: the most
-bytes that are new at a time, of TRL's. Their memory is counted on the CPU by torch's profiler.
+bytes that are new at a time, of TRL's. Memory is counted by torch's profiler on the CPU, by its
+allocator on a GPU.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from scoredraw.rl.policy_loss import clipped_policy_loss
 
 G, LOW, HIGH, EPS = 8, 0.2, 0.28, 1e-4
 LOSSES = {"dapo": "dapo", "grpo": "seq_mean"}  # TRL's loss types, and what they are called here
+WHERE = "cuda" if torch.cuda.is_available() else "cpu"
 Loss = tuple[Tensor, Tensor]  # the loss, and the share of tokens that the clip made worse
 
 
@@ -71,6 +73,7 @@ def sampled(B: int, T: int) -> Batch:
     mask = (torch.arange(T) < length[:, None]).long()
     rewards = torch.randint(0, 2, (B,), generator=random).float()
     rewards.view(-1, G)[::5] = 0.0
+    logp, old, mask, rewards = (x.to(WHERE) for x in (logp, old, mask, rewards))
     return Batch(logp.requires_grad_(), old, mask, rewards, mask.sum())
 
 
@@ -128,6 +131,11 @@ def peak(run: Callable[[], Step]) -> float:
     from torch.profiler import ProfilerActivity, profile
 
     run()  # imports
+    if WHERE == "cuda":
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return float(torch.cuda.max_memory_allocated() - held)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         kept = run()
     del kept

@@ -47,13 +47,15 @@ def test_trains_the_embedded_policy(scoredraw: Run, tmp_path: Path) -> None:
     assert "dead groups" in page.read_text()
 
 
-@pytest.mark.parametrize("method", ["grpo", "tempo", "pure", "psr", "win-rate", "score"])
+@pytest.mark.parametrize("method", ["grpo", "tempo", "pure", "psr", "win-rate", "score", "dapo"])
 def test_every_method_takes_a_step(scoredraw: Run, tmp_path: Path, method: str) -> None:
     done = scoredraw(
         "train", "policy", "embedded:chain_sum", "--method", method, "-o", str(tmp_path / "run"),
         *QUICK, "--held-out", "0",
     )  # fmt: skip
     assert f"{method}: 2 steps" in done.out
+    assert "dead groups" in done.err
+    assert ("batches sampled" in done.err) == (method == "dapo")
 
 
 @pytest.mark.parametrize(

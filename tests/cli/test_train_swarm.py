@@ -426,7 +426,10 @@ def test_the_table_shows_rounds_and_reasons(monkeypatch, capsys) -> None:
     with live_table("round", train_swarm.COLUMNS) as show:
         for t in range(1, 15):
             counts = Counter(received=9, duplicate=2)
-            train_swarm.told(show)(t, 20, {"reward": t / 8, "dropped": 2.0}, counts)
+            row = {"reward": t / 8, "missing": 1.0, "heard": 4.0, "dropped": 2.0, "loss": 0.5}
+            train_swarm.told(show)(t, 20, row, counts)
     shown = capsys.readouterr().err
     assert "of 20 rounds; dropped: 2 duplicate" in shown
     assert "1.75" in shown
+    assert "missing" in shown
+    assert "taken" not in shown  # in no round

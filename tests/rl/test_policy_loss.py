@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,36 @@ def test_on_policy_gradient_is_reinforce() -> None:
     new.requires_grad_(True)
     clipped_policy_loss(new, new.detach(), A, mask).loss.backward()
     torch.testing.assert_close(new.grad, -A * mask / mask.sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_gradient_is_autograds_to_the_bit(dtype: torch.dtype, rows: bool) -> None:
+    """Of the formula, also at its kinks: a ratio on a bound, an advantage of 0."""
+    new, old, A, _ = batch()
+    new, old = new.to(dtype), old.to(dtype)
+    A = (A[:, 0] if rows else A).to(dtype)
+    A[0] = 0.0
+    old[1, 0], new[1, 0] = 0.0, 0.0  # on both bounds
+    weights = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    low, high = (0.0, 0.0) if rows else (0.2, 0.28)
+
+    def slope(loss: Any) -> torch.Tensor:
+        logp = new.clone().requires_grad_(True)
+        (loss(logp) * weights).sum().backward()
+        assert logp.grad is not None
+        assert logp.grad.dtype == dtype
+        return logp.grad
+
+    def formula(logp: torch.Tensor) -> torch.Tensor:
+        r, a = (logp - old).exp(), A[:, None] if rows else A
+        return -(r * a).min(r.clamp(1 - low, 1 + high) * a)
+
+    got = slope(lambda logp: clipped_token_loss(logp, old, A, low, high)[0])
+    assert torch.equal(got, slope(formula))
+    A = A.float()  # as rewards are beside log-probabilities in bfloat16
+    got = slope(lambda logp: clipped_token_loss(logp, old, A, low, high)[0])
+    torch.testing.assert_close(got, slope(formula))
 
 
 def test_aggregations() -> None:

@@ -267,8 +267,11 @@ def test_dead_groups_make_room_for_others(run: Run, letters: Any) -> None:
     seen: list[Rollouts] = []
     sampled = 0
 
-    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    def reward(prompts: list[str], completions: list[str], log_extra: Any, **_: Any) -> list[float]:
         nonlocal sampled
+        log_extra("asked", [f"{sampled}: {text}" for text in prompts])
+        if sampled:
+            log_extra("again", prompts)
         sampled += len(prompts)
         return odd_half(prompts, completions)
 
@@ -305,6 +308,9 @@ def test_dead_groups_make_room_for_others(run: Run, letters: Any) -> None:
     assert list(trainer._logs["prompt"]) == texts
     assert list(trainer._logs["advantages"]) == grpo(r).tolist()
     assert list(trainer._logs["rewards"]["reward"]) == r.reward.tolist()
+    asked = [said.split(": ")[1] for said in trainer._logs["extra"]["asked"]]
+    assert asked == texts
+    assert list(trainer._logs["extra"]["again"]) == texts
 
 
 def test_what_cannot_be_filled_stays(run: Run) -> None:

@@ -20,7 +20,7 @@ class Show(Protocol):
 def live_table(what: str, columns: Mapping[str, str]) -> Iterator[Show]:
     """The last steps as a table where someone is looking, else a line a tenth of the run.
 
-    what: a step's name; columns: name of a value -> heading.
+    what: a step's name; columns: name of a value -> heading; those that no row has are not shown.
     """
     if not sys.stderr.isatty():
 
@@ -35,15 +35,18 @@ def live_table(what: str, columns: Mapping[str, str]) -> Iterator[Show]:
     from rich.live import Live
     from rich.table import Table
 
-    kept: list[list[str]] = []
+    kept: list[tuple[int, Mapping[str, float]]] = []
     with Live(console=Console(stderr=True), transient=True) as live:
 
         def show(step: int, total: int, row: Mapping[str, float], note: str = "") -> None:
-            kept.append([str(step), *(f"{row[k]:.3g}" if k in row else "" for k in columns)])
+            kept.append((step, row))
             del kept[:-SHOWN]
-            shown = Table(what, *columns.values(), caption=f"of {total} {what}s{note}")
-            for cells in kept:
-                shown.add_row(*cells)
+            held = [k for k in columns if any(k in row for _, row in kept)]
+            shown = Table(what, *(columns[k] for k in held), caption=f"of {total} {what}s{note}")
+            for number, values in kept:
+                shown.add_row(
+                    str(number), *(f"{values[k]:.3g}" if k in values else "" for k in held)
+                )
             live.update(shown)
 
         yield show

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "reward": "reward", "frac_dead_groups": "dead groups", "entropy": "entropy",
-    "completions/mean_length": "tokens", "loss": "loss",
+    "completions/mean_length": "tokens", "loss": "loss", "generation_batches": "batches sampled",
 }  # fmt: skip
 
 

@@ -59,8 +59,11 @@ class Answers:
 
 
 def joined(parts: Sequence[Answers], padding: int) -> Answers:
-    """All answers of the parts after one another, padded to one width; padding: the token."""
-    first = parts[0]
+    """All answers of the parts after one another, padded to one width; padding: the token.
+
+    A column that a part lacks is None there.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.columns)
 
     def wide(name: str) -> Tensor:
         side, usual = PADDED[name]
@@ -73,7 +76,10 @@ def joined(parts: Sequence[Answers], padding: int) -> Answers:
         ])  # fmt: skip
 
     return Answers(
-        {name: wide(name) for name in first.tensors},
+        {name: wide(name) for name in parts[0].tensors},
         torch.cat([part.rewards for part in parts]),
-        {name: [v for part in parts for v in part.columns[name]] for name in first.columns},
+        {
+            name: [v for part in parts for v in part.columns.get(name, [None] * len(part))]
+            for name in names
+        },
     )

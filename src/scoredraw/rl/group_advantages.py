@@ -131,7 +131,8 @@ def group_advantages(
     the reward, over 1 + eps where the method divides by a deviation.
     greedy_rewards: of the greedy answer to each prompt, (P,), for remax.
 
-    float32, or float64 where the rewards are; the arithmetic is float64, on the rewards' device.
+    float32, or float64 where the rewards are, on their device; the arithmetic is float64, on the
+    host.
     Equal rewards give exactly 0 where they are compared with each other. All wrong, ngrpo gives
     -1/√(G+1), whatever the common reward below max_reward (n = 1, eps = 0). The released trainers
     whiten reinforce_pp over tokens: `whiten(to_tokens(A, mask), mask)` does that to these.
@@ -145,6 +146,7 @@ def group_advantages(
     tensor([-0.5000, -0.5000, -0.5000,  1.5000,  0.0000,  0.0000,  0.0000,  0.0000])
     """
     check_options(estimator, num_virtual, ddof, eps, single_sample, positive_weight)
+    device, rewards = getattr(rewards, "device", None), on_host(rewards)
     given = reward_vector(rewards)
     groups = group_rewards(given.double(), group_ids, num_generations)
     top = partial(top_rewards, groups, max_reward, like=rewards)
@@ -164,7 +166,12 @@ def group_advantages(
     else:
         ghosts = [virtual_sample(top(), num_virtual)] if estimator == "ngrpo" else []
         steps = [*ghosts, *compared(groups, "group", raw, scale("group", ddof, eps), eps)]
-    return chain(*steps)(groups).to(given.dtype)
+    return chain(*steps)(groups).to(given.dtype).to(device)
+
+
+def on_host(rewards: Any) -> Any:
+    """Rewards where a step takes microseconds: to launch it on a GPU costs more than its work."""
+    return rewards.cpu() if isinstance(rewards, Tensor) else rewards
 
 
 def check_options(
@@ -283,18 +290,19 @@ def kept_answers(
     [False, False, True, True, True, True]
     """
     require(filter in FILTERS, "filter", repr(filter), ", ".join(FILTERS))
+    device, rewards = getattr(rewards, "device", None), on_host(rewards)
     groups = group_rewards(reward_vector(rewards).double(), group_ids, num_generations)
     low, high = ends(groups)
     dropped = (low == high) & (groups.size > 1) & (filter != "none")
     if filter in {"none", "all"}:
-        return ~dropped[groups.groups()]
+        return (~dropped[groups.groups()]).to(device)
     top = top_rewards(groups, max_reward, like=rewards)
     if filter in {"all_correct", "all_incorrect"}:
         dropped &= (high == top) == (filter == "all_correct")
-        return ~dropped[groups.groups()]
+        return (~dropped[groups.groups()]).to(device)
     x = groups.table.reshape(-1)[groups.place]
     right = x == top[groups.groups()]
-    return ~right if filter == "correct" else right | x.isnan()
+    return (~right if filter == "correct" else right | x.isnan()).to(device)
 
 
 def fill_batch(

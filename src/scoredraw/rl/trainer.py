@@ -22,6 +22,8 @@ from trl import GRPOTrainer
 from scoredraw.errors import require
 from scoredraw.rl.dynamic_sampling import Answers, joined
 
+EXTRA = "log_extra: "  # before the names of what rewards log, among columns
+
 
 @dataclass(frozen=True, eq=False)
 class Rollouts:
@@ -79,6 +81,7 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         self.advantage_fn, self.max_batches = advantage_fn, max_batches
         self._rewards: Tensor | None = None
         self._rewarded: dict[str, list[Any]] = {}
+        self._extra: dict[str, list[Any]] = {}
         super().__init__(*args, **options)
         listed = max_batches == 1 or hasattr(self.train_dataset, "__len__")
         require(listed, "train_dataset", "a stream", "rows by number, to sample again")
@@ -88,15 +91,18 @@ class AdvantageGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         found = cast(Tensor, super()._calculate_rewards(inputs, prompts, completions, ids))
         columns = {key: [row.get(key) for row in inputs] for key in inputs[0]}
-        self._rewards = found
+        extra = {EXTRA + name: list(told) for name, told in self._pending_extra_logs.items()}
+        self._rewards, self._extra = found, extra
         self._rewarded = {**columns, "prompt": prompts, "completion": completions}
         return found
 
     def _generate_and_score_completions(self, inputs: list[Any]) -> dict[str, Any]:
         output = cast(dict[str, Any], super()._generate_and_score_completions(inputs))
-        if self.advantage_fn is None:
-            return output
         mode = "train" if self.model.training else "eval"
+        if self.advantage_fn is None:
+            same = self._metrics[mode]["frac_reward_zero_std"][-1]
+            self._metrics[mode]["frac_dead_groups"].append(same)
+            return output
         if self.max_batches > 1 and mode == "train":
             output = self._refilled(inputs, output)
         rollouts = self._rollouts(output)
@@ -129,7 +135,7 @@ class AdvantageGRPOTrainer(GRPOTrainer):
                 others = self._other_prompts(B // G, turn)
                 output = super()._generate_and_score_completions(others)
             rewards = cast(Tensor, self._rewards)[self._own(B)]
-            found = Answers.of_batch(output, rewards, self._rewarded)
+            found = Answers.of_batch(output, rewards, self._rewarded | self._extra)
             rollouts = self._rollouts(output)
             alive = _living(*self._advantages(rollouts), rollouts).repeat_interleave(G)
             alive = alive[self._own(B)]
@@ -141,9 +147,12 @@ class AdvantageGRPOTrainer(GRPOTrainer):
                 break
         full = joined([*parts, dead], self.generation_config.pad_token_id)
         full = full.rows(torch.arange(B, device=alive.device))
-        self._rewards, self._rewarded = gather(full.rewards), full.columns
+        self._rewards = gather(full.rewards)
+        self._rewarded, extra = dict[str, Any](), dict[str, Any]()
+        for name, values in full.columns.items():
+            (extra if name.startswith(EXTRA) else self._rewarded)[name] = values
         self._metrics["train"]["generation_batches"].append(turn + 1)
-        self._log_answers()
+        self._log_answers(extra)
         return dict(full.tensors)
 
     def _other_prompts(self, count: int, turn: int) -> list[Any]:
@@ -155,14 +164,20 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         rows = order[places % len(order)].repeat(self.num_generations)
         return [self.train_dataset[int(i)] for i in rows]
 
-    def _log_answers(self) -> None:
-        """In TRL's table of completions: the full batch, in place of the last one sampled."""
+    def _log_answers(self, extra: Mapping[str, list[Any]]) -> None:
+        """In TRL's table of completions: the full batch, in place of the last one sampled.
+
+        extra: what rewards gave to `log_extra`.
+        """
         rewards = cast(Tensor, self._rewards)
         for name in ("prompt", "completion"):
             self._logs[name].extend(gather_object(self._rewarded[name]))
         for i, name in enumerate(self.reward_func_names):
             self._logs["rewards"][name].extend(rewards[:, i].tolist())
-        self._logs["extra"].clear()  # of the last batch alone
+        self._logs["extra"].clear()
+        for name in sorted(set(gather_object(list(extra)))):
+            told = extra.get(name, [None] * len(self._rewarded["prompt"]))
+            self._logs["extra"][name.removeprefix(EXTRA)].extend(gather_object(told))
 
     def _own(self, rows: int) -> slice:
         """This process's rows of what is there for all."""
