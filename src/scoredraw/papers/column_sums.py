@@ -17,7 +17,9 @@ import numpy as np
 from scoredraw.papers.small_policy import Problem, said
 
 ASKED = "State the final answer to the following arithmetic problem: {} + {} =\n"
+FAMILY = "column_sum"
 DIGITS = 3
+PROBLEMS, APART = 20_000, 300  # drawn, and kept from SFT
 
 
 def additions(n: int, seed: int = 0) -> list[Problem]:
@@ -26,9 +28,19 @@ def additions(n: int, seed: int = 0) -> list[Problem]:
     for a, b in np.random.default_rng(seed).integers(10 ** (DIGITS - 1), 10**DIGITS, (n, 2)):
         prompt, answer = ASKED.format(a, b), str(a + b)
         target = "".join(f"{line}\n" for line in columns(str(a), str(b))) + "#" + answer
-        found[prompt] = {"prompt": prompt, "answer": answer, "family": "column_sum",
-                         "target": target}  # fmt: skip
+        found[prompt] = {"prompt": prompt, "answer": answer, "family": FAMILY, "target": target}
     return list(found.values())
+
+
+def shown_additions() -> list[Problem]:
+    """What SFT may learn from."""
+    return additions(PROBLEMS)[APART:]
+
+
+def dealt_additions(spared: int, tested: int) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    """Of those that SFT doesn't see: to train on, and numbers of them to tune by and test with."""
+    rows, rest = additions(PROBLEMS)[:APART], tested + spared
+    return rows[rest:], rows[tested:rest], rows[:tested]
 
 
 def columns(a: str, b: str) -> list[str]:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scoredraw.errors import require
-from scoredraw.papers.column_sums import additions, score_columns
+from scoredraw.papers.column_sums import dealt_additions, score_columns, shown_additions
 from scoredraw.papers.policy_runs import (
     UNTRAINED,
     PolicySettings,
@@ -71,7 +71,6 @@ FILLER, SELDOM = "hm", 0.3  # how often it stands before a line that SFT shows
 LIKED, WORK, RIGHT, WRONG, CUT = 0.8, 0.4, 0.9, -0.9, -0.5
 SFT: dict[str, Any] = {"steps": 60, "batch": 64, "learning_rate": 5e-4}
 COLUMN_SFT: dict[str, Any] = {"steps": 260, "batch": 64, "learning_rate": 1e-3}
-PROBLEMS, APART = 20_000, 300  # of three digits: drawn, and kept from SFT
 
 
 class Arm(NamedTuple):
@@ -122,11 +121,10 @@ class ColumnSettings(Settings):
     """Sums of three digits, a column a line."""
 
     def shown(self) -> tuple[list[Problem], dict[str, Any]]:
-        return additions(PROBLEMS)[APART:], COLUMN_SFT
+        return shown_additions(), COLUMN_SFT
 
     def parts(self) -> Parts:
-        rows, spared = additions(PROBLEMS)[:APART], self.tested + self.spared
-        return rows[spared:], rows[self.tested : spared], rows[: self.tested]
+        return dealt_additions(self.spared, self.tested)
 
     def truth(self, prompts: Sequence[Any], steps: Sequence[Sequence[str]]) -> Truth:
         return score_columns(prompts, steps)
