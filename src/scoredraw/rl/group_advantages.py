@@ -147,8 +147,8 @@ def group_advantages(
     """
     check_options(estimator, num_virtual, ddof, eps, single_sample, positive_weight)
     device, rewards = getattr(rewards, "device", None), on_host(rewards)
-    given = reward_vector(rewards)
-    groups = group_rewards(given.double(), group_ids, num_generations)
+    groups = group_rewards(rewards, group_ids, num_generations)
+    dtype, groups = groups.table.dtype, groups.double()
     top = partial(top_rewards, groups, max_reward, like=rewards)
     raw = single_sample == "raw"
     if estimator in {"psr", "nsr", "w_reinforce"}:
@@ -166,7 +166,7 @@ def group_advantages(
     else:
         ghosts = [virtual_sample(top(), num_virtual)] if estimator == "ngrpo" else []
         steps = [*ghosts, *compared(groups, "group", raw, scale("group", ddof, eps), eps)]
-    return chain(*steps)(groups).to(given.dtype).to(device)
+    return chain(*steps)(groups).to(dtype).to(device)
 
 
 def on_host(rewards: Any) -> Any:
@@ -209,7 +209,7 @@ def from_best(over: str) -> Transformation:
     """Count from the best of the group or batch: equal rewards are exactly 0, as is their mean."""
 
     def count(groups: RewardGroups) -> RewardGroups:
-        best = ends(groups)[1]
+        best = highest(groups)
         if over == "batch" and len(best):
             best = best.max().expand_as(best)
         return subtract(best)(groups)
@@ -235,12 +235,10 @@ def verdict(top: Tensor, right: float, wrong: float) -> Transformation:
     return judge
 
 
-def ends(groups: RewardGroups) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest reward of each group, (P,): inf and -inf where there is none."""
+def highest(groups: RewardGroups) -> Tensor:
+    """The highest reward of each group, (P,): -inf where there is none."""
     x = groups.table
-    if not x.numel():
-        return x.new_zeros(len(x)), x.new_zeros(len(x))
-    return x.nan_to_num(nan=math.inf).amin(dim=1), x.nan_to_num(nan=-math.inf).amax(dim=1)
+    return x.nan_to_num(nan=-math.inf).amax(dim=1) if x.numel() else x.new_zeros(len(x))
 
 
 def one_a_group(groups: RewardGroups, values: Any, name: str, like: Any) -> Tensor:
@@ -261,7 +259,7 @@ def one_a_group(groups: RewardGroups, values: Any, name: str, like: Any) -> Tens
 def top_rewards(groups: RewardGroups, max_reward: Any, like: Any) -> Tensor:
     """(P,) the highest reward there is for each group; InputError for a reward above it."""
     top = one_a_group(groups, max_reward, "max_reward", like)
-    best = ends(groups)[1]
+    best = highest(groups)
     worst = best[best > top][:1].tolist()
     require(not worst, "rewards", f"{worst} above max_reward", "at most max_reward")
     return top
@@ -291,9 +289,10 @@ def kept_answers(
     """
     require(filter in FILTERS, "filter", repr(filter), ", ".join(FILTERS))
     device, rewards = getattr(rewards, "device", None), on_host(rewards)
-    groups = group_rewards(reward_vector(rewards).double(), group_ids, num_generations)
-    low, high = ends(groups)
-    dropped = (low == high) & (groups.size > 1) & (filter != "none")
+    groups = group_rewards(rewards, group_ids, num_generations).double()
+    high = highest(groups)
+    other = (groups.table != high[:, None]) & ~groups.table.isnan()
+    dropped = ~other.any(dim=1) & (groups.size > 1) & (filter != "none")
     if filter in {"none", "all"}:
         return (~dropped[groups.groups()]).to(device)
     top = top_rewards(groups, max_reward, like=rewards)

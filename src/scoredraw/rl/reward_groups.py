@@ -53,6 +53,10 @@ class RewardGroups:
         """(B,) what each answer carries, 0 where it has no reward."""
         return torch.nan_to_num(self.answers.reshape(-1)[self.place], nan=0.0)
 
+    def double(self) -> RewardGroups:
+        """In float64."""
+        return replace(self, table=self.table.double(), rewards=self.rewards.double())
+
     def groups(self) -> Tensor:
         """(B,) int64: the row of the table that each answer lies in."""
         return self.place // self.answers.shape[1]
@@ -196,8 +200,8 @@ def deviation(x: Tensor, ddof: int = 1, dim: int | None = None) -> Tensor:
     """
     variance = ((x - x.nanmean(dim=dim, keepdim=True)) ** 2).nanmean(dim=dim, keepdim=True)
     count = (~x.isnan()).sum(dim=dim, keepdim=True).to(x.dtype)
-    few = torch.full_like(variance, math.nan)
-    return torch.where(count > ddof, variance * (count / (count - ddof).clamp(min=1)), few).sqrt()
+    unbiased = variance * (count / (count - ddof).clamp(min=1))
+    return unbiased.masked_fill(count <= ddof, math.nan).sqrt()
 
 
 def keep_single(groups: RewardGroups, done: RewardGroups, eps: float = EPS) -> RewardGroups:
