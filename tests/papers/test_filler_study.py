@@ -13,7 +13,7 @@ pytest.importorskip("trl")
 from scoredraw.errors import InputError  # noqa: E402
 from scoredraw.journal import Journal  # noqa: E402
 from scoredraw.papers import filler_study as fs  # noqa: E402
-from scoredraw.papers.column_sums import additions  # noqa: E402
+from scoredraw.papers.column_sums import APART, additions  # noqa: E402
 from scoredraw.papers.small_policy import shipped_problems  # noqa: E402
 from scoredraw.papers.studies import Record  # noqa: E402
 from scoredraw.reports import Report  # noqa: E402
@@ -99,7 +99,7 @@ def test_no_problem_is_in_two_parts() -> None:
     assert (len(spared), len(tested)) == (settings.spared, settings.tested)
     prompts = [row["prompt"] for rows in (taught, spared, tested, shown) for row in rows]
     assert len(set(prompts)) == len(prompts) > 19_000
-    assert len(taught) == fs.APART - settings.spared - settings.tested
+    assert len(taught) == APART - settings.spared - settings.tested
     assert max(len(row["target"]) for row in fs.filled(shown)) <= settings.max_tokens
 
 

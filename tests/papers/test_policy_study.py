@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ def settings(new_born: str) -> ps.Settings:
         model=new_born, steps=2, prompts=2, generations=4, max_tokens=4, spared=2, tested=3,
         samples=8, rates=(1e-3, 2e-3), shared=1e-3, seeds=2,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def columns(settings: ps.Settings) -> ps.ColumnSettings:
+    """The same with sums of three digits."""
+    return ps.ColumnSettings(**{**asdict(settings), "families": ("column_sum",), "shared": None})
 
 
 @pytest.fixture
@@ -98,7 +104,7 @@ def test_a_run_is_measured_on_what_it_was_not_trained_on(name: str, settings: ps
 def test_problems_do_not_overlap(settings: ps.Settings) -> None:
     families = ("chain_sum", "simple_equations", "gcd", "count_bits")
     mix = ps.Settings(families=families, spared=20, tested=30)
-    taught, spared, tested = ps.study_problems(mix)
+    taught, spared, tested = mix.parts()
     assert [len(part) for part in (taught, spared, tested)] == [4 * 180, 4 * 20, 4 * 30]
     texts = [row["prompt"] for row in taught + spared + tested]
     assert len(set(texts)) == len(texts)
@@ -106,6 +112,42 @@ def test_problems_do_not_overlap(settings: ps.Settings) -> None:
     assert {row["prompt"] for row in tested} <= {
         row["prompt"] for row in shipped_problems("test", mix.families)
     }
+
+
+def test_sums_of_three_digits_start_from_a_policy_of_their_own(
+    columns: ps.ColumnSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which SFT made, of problems that are neither trained on nor measured by."""
+    shown: list[Any] = []
+    monkeypatch.setattr(ps, "fine_tuned", lambda rows, **_: shown.extend(rows) or Path("made"))
+    assert ps.ColumnSettings().base() == "made"
+    assert columns.base() == columns.model
+    parts = columns.parts()
+    assert [len(part) for part in parts] == [300 - 5, 2, 3]
+    asked = [row["prompt"] for part in (shown, *parts) for row in part]
+    assert len(set(asked)) == len(asked) > 19_000
+    assert {row["family"] for row in parts[2]} == {"column_sum"}
+    record = ps.run_arm("ngrpo", 1e-3, 0, settings=columns)
+    assert set(record["passed"]) == {"column_sum"}
+    assert not {"pure", "dapo_half", "psr"} & set(ps.fitting(columns))
+
+
+@pytest.mark.parametrize(("paper", "claims"), [(27, 10), (29, 3)])
+def test_reports_of_what_a_task_has(
+    paper: int, claims: int, columns: ps.ColumnSettings, made_up: list[Any]
+) -> None:
+    """Only arms that it runs, at their best rates; and nothing where it lacks the paper's own."""
+    report = Report(paper=paper, scale="study", seed=1)
+    ps.add_policy_study(report, paper, 1, {"three digits": columns})
+    assert len(report.claims) == claims
+    assert not any("one rate" in claim.name or "not refilled" in claim.name
+                   for claim in report.claims)  # fmt: skip
+    (table,) = report.tables
+    arms = [arm for arm in ps.OF_PAPER[paper] if arm in ps.fitting(columns)]
+    assert [row[0] for row in table.rows] == [ps.TITLES[arm] for arm in (ps.UNTRAINED, *arms)]
+    nothing = Report(paper=48, scale="study", seed=1)
+    ps.add_policy_study(nothing, 48, 1, {"three digits": columns})
+    assert not nothing.claims
 
 
 def test_the_same_call_gives_the_same_run(settings: ps.Settings) -> None:
