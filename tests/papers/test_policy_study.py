@@ -42,7 +42,7 @@ def settings(new_born: str) -> ps.Settings:
 @pytest.fixture(scope="module")
 def columns(settings: ps.Settings) -> ps.ColumnSettings:
     """The same with sums of three digits."""
-    return ps.ColumnSettings(**{**asdict(settings), "families": ("column_sum",), "shared": None})
+    return ps.ColumnSettings(**{**asdict(settings), "families": ("column_sum",)})
 
 
 @pytest.fixture
@@ -132,19 +132,18 @@ def test_sums_of_three_digits_start_from_a_policy_of_their_own(
     assert not {"pure", "dapo_once", "psr"} & set(ps.fitting(columns))
 
 
-@pytest.mark.parametrize(("paper", "claims"), [(27, 12), (29, 3)])
+@pytest.mark.parametrize(("paper", "claims"), [(27, 13), (29, 4)])
 def test_reports_of_what_a_task_has(
     paper: int, claims: int, columns: ps.ColumnSettings, made_up: list[Any]
 ) -> None:
-    """Only arms that it runs, at their best rates; and nothing where it lacks the paper's own."""
+    """Only arms that it runs; and nothing where it lacks the paper's own."""
     report = Report(paper=paper, scale="study", seed=1)
     ps.add_policy_study(report, paper, 1, {"three digits": columns})
     assert len(report.claims) == claims
-    assert not any("one rate" in claim.name or "not refilled" in claim.name
-                   for claim in report.claims)  # fmt: skip
-    (table,) = report.tables
+    assert not any("not refilled" in claim.name for claim in report.claims)
     arms = [arm for arm in ps.OF_PAPER[paper] if arm in ps.fitting(columns)]
-    assert [row[0] for row in table.rows] == [ps.TITLES[arm] for arm in (ps.UNTRAINED, *arms)]
+    for table in report.tables:
+        assert [row[0] for row in table.rows] == [ps.TITLES[arm] for arm in (ps.UNTRAINED, *arms)]
     nothing = Report(paper=48, scale="study", seed=1)
     ps.add_policy_study(nothing, 48, 1, {"three digits": columns})
     assert not nothing.claims
