@@ -236,6 +236,34 @@ def test_refuses_what_is_no_advantage(run: Run, found: Any, message: str) -> Non
         run(advantage_fn=lambda r: found)
 
 
+@pytest.mark.parametrize("scaled", ["group", "batch", "none"])
+def test_dead_groups_of_trls_own(run: Run, scaled: str) -> None:
+    """However TRL scales: a group of one mind, and one without a reward, teach nothing."""
+
+    def reward(completions: list[str], **_: Any) -> list[float | None]:
+        return [0.7] * 4 + [None] * 4 if len(completions) == 8 else []
+
+    def half(completions: list[str], **_: Any) -> list[float]:
+        return [0.7] * 4 + [0.7, 0.1, 0.7, 0.7]
+
+    config = {"max_steps": 1, "scale_rewards": scaled}
+    dead = [
+        run(reward=f, config=config).state.log_history[0]["frac_dead_groups"]
+        for f in (reward, half)
+    ]
+    assert dead == [1.0, 0.5]
+
+
+def test_what_is_logged_for_some_rows_is_left_out(run: Run) -> None:
+    def reward(prompts: list[str], completions: list[str], log_extra: Any, **_: Any) -> list[float]:
+        log_extra("some", prompts[:3])
+        log_extra("all", prompts)
+        return odd_half(prompts, completions)
+
+    trainer = run(reward=reward, advantage_fn=grpo, max_batches=10, config={"max_steps": 1})
+    assert set(trainer._logs["extra"]) == {"all"}
+
+
 def test_a_reward_that_raises_for_one_row(run: Run) -> None:
     def fragile(completions: list[str], **_: Any) -> list[float]:
         return [1.0 / (ord(c[0]) % 2) for c in completions]

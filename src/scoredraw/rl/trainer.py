@@ -9,6 +9,7 @@ its own options (loss_type, epsilon, epsilon_high, beta, rollout_func, tools, ..
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -91,8 +92,9 @@ class AdvantageGRPOTrainer(GRPOTrainer):
     ) -> Tensor:
         found = cast(Tensor, super()._calculate_rewards(inputs, prompts, completions, ids))
         columns = {key: [row.get(key) for row in inputs] for key in inputs[0]}
-        extra = {EXTRA + name: list(told) for name, told in self._pending_extra_logs.items()}
-        self._rewards, self._extra = found, extra
+        told = self._pending_extra_logs.items()
+        self._extra = {EXTRA + name: list(v) for name, v in told if len(v) == len(prompts)}
+        self._rewards = found
         self._rewarded = {**columns, "prompt": prompts, "completion": completions}
         return found
 
@@ -100,8 +102,10 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         output = cast(dict[str, Any], super()._generate_and_score_completions(inputs))
         mode = "train" if self.model.training else "eval"
         if self.advantage_fn is None:
-            same = self._metrics[mode]["frac_reward_zero_std"][-1]
-            self._metrics[mode]["frac_dead_groups"].append(same)
+            groups = self._reward().reshape(-1, self._group_size)
+            best, worst = (groups.nan_to_num(nan=x) for x in (-math.inf, math.inf))
+            dead = best.amax(dim=1) <= worst.amin(dim=1)  # also where there is no reward at all
+            self._metrics[mode]["frac_dead_groups"].append(float(dead.float().mean()))
             return output
         if self.max_batches > 1 and mode == "train":
             output = self._refilled(inputs, output)
@@ -184,13 +188,18 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         here = self.accelerator.process_index
         return slice(here * rows, (here + 1) * rows)
 
-    def _rollouts(self, output: dict[str, Any]) -> Rollouts:
+    @property
+    def _group_size(self) -> int:
+        return int(self.num_generations if self.model.training else self.num_generations_eval)
+
+    def _reward(self) -> Tensor:
+        """(B,) the weighted sum of the reward functions, NaN where none gave a number."""
         rewards = cast(Tensor, self._rewards)
-        weights = self.reward_weights.to(rewards.device)
-        reward = (rewards * weights).nansum(dim=1)
-        reward[rewards.isnan().all(dim=1)] = torch.nan
-        train = self.model.training
-        G = self.num_generations if train else self.num_generations_eval
+        reward = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        return reward.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+
+    def _rollouts(self, output: dict[str, Any]) -> Rollouts:
+        reward, G = self._reward(), self._group_size
         tokens = output["completion_mask"] * output.get("tool_mask", 1)
 
         def everywhere(x: Tensor, fill: int) -> Tensor:
@@ -201,7 +210,7 @@ class AdvantageGRPOTrainer(GRPOTrainer):
         rows = {key: gather_object(values) for key, values in self._rewarded.items()}
         pad = self.generation_config.pad_token_id
         return Rollouts(
-            reward=reward, rewards=rewards,
+            reward=reward, rewards=cast(Tensor, self._rewards),
             group_ids=torch.arange(len(reward), device=reward.device) // G,
             completion_ids=everywhere(output["completion_ids"], pad),
             mask=everywhere(tokens, 0).bool(),
