@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,12 +179,21 @@ def notes_html(notes: Sequence[str]) -> str:
 
 
 def provenance_html(provenance: Mapping[str, Any]) -> str:
+    """What files hold of their making; the arguments of a command as one would type them."""
     rows = "".join(
-        f"<div><dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd></div>"
+        f"<div><dt>{escape(str(key))}</dt><dd>{escape(typed(value))}</dd></div>"
         for key, value in provenance.items()
         if value is not None
     )
     return section("Provenance", f'<dl class="provenance">{rows}</dl>') if rows else ""
+
+
+def typed(value: Any) -> str:
+    """
+    >>> typed(["draw", "rows", "a b.csv"])
+    "scoredraw draw rows 'a b.csv'"
+    """
+    return f"scoredraw {shlex.join(value)}" if isinstance(value, list) else str(value)
 
 
 def section(title: str, body: str) -> str:

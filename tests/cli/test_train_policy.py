@@ -45,6 +45,7 @@ def test_trains_the_embedded_policy(scoredraw: Run, tmp_path: Path) -> None:
     assert set(facts["after"]) == {"1", "2"}
     assert (out / "model" / "model.safetensors").is_file()
     assert "dead groups" in page.read_text()
+    assert "<dd>scoredraw train policy embedded:chain_sum --method ngrpo" in page.read_text()
 
 
 @pytest.mark.parametrize("method", ["grpo", "tempo", "pure", "psr", "win-rate", "score", "dapo"])
