@@ -466,3 +466,13 @@ BAD: list[tuple[Callable[[], Any], str]] = [
 def test_refusals(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_a_device_of_another_library_is_no_matter() -> None:
+    class Elsewhere(list[float]):
+        device = object()
+
+    rewards = Elsewhere([1.0, 0.0, 0.0, 0.0])
+    want = group_advantages(list(rewards), num_generations=2)
+    assert torch.equal(group_advantages(rewards, num_generations=2), want)
+    assert kept_answers(rewards, num_generations=2).device.type == "cpu"

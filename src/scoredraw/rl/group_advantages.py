@@ -146,7 +146,7 @@ def group_advantages(
     tensor([-0.5000, -0.5000, -0.5000,  1.5000,  0.0000,  0.0000,  0.0000,  0.0000])
     """
     check_options(estimator, num_virtual, ddof, eps, single_sample, positive_weight)
-    device, rewards = getattr(rewards, "device", None), on_cpu(rewards)
+    rewards, device = on_cpu(rewards)
     groups = group_rewards(rewards, group_ids, num_generations)
     dtype, groups = groups.table.dtype, groups.double()
     top = partial(top_rewards, groups, max_reward, like=rewards)
@@ -169,9 +169,9 @@ def group_advantages(
     return chain(*steps)(groups).to(dtype).to(device)
 
 
-def on_cpu(rewards: Any) -> Any:
-    """Rewards where a step takes microseconds: to launch it on a GPU costs more than its work."""
-    return rewards.cpu() if isinstance(rewards, Tensor) else rewards
+def on_cpu(rewards: Any) -> tuple[Any, torch.device | None]:
+    """Rewards where a step takes microseconds, and where they were: to launch costs more."""
+    return (rewards.cpu(), rewards.device) if isinstance(rewards, Tensor) else (rewards, None)
 
 
 def check_options(
@@ -288,7 +288,7 @@ def kept_answers(
     [False, False, True, True, True, True]
     """
     require(filter in FILTERS, "filter", repr(filter), ", ".join(FILTERS))
-    device, rewards = getattr(rewards, "device", None), on_cpu(rewards)
+    rewards, device = on_cpu(rewards)
     groups = group_rewards(rewards, group_ids, num_generations).double()
     high = highest(groups)
     other = (groups.table != high[:, None]) & ~groups.table.isnan()
